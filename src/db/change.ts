@@ -1,0 +1,70 @@
+import type { Database, Limits } from './pool.ts';
+import { change, rowFromJson } from './statement.ts';
+import { type Scope, type Stamp, type TenantTx, transaction, transactionOnce } from './transaction.ts';
+
+/**
+ * The audit event of a change, as one of the CTEs of its statement: written if `source`, the CTE that tells whether
+ * the change happened, has rows. The other arguments are SQL expressions over the first of these rows.
+ */
+export function audited(
+  action: string,
+  source: string,
+  about: { resource: string; session?: string; metadata?: string },
+): string {
+  return `audited as (
+    insert into audit_events (tenant_id, env, id, user_id, actor, action, outcome, resource, session_id, request_id, trace_id, metadata)
+    select $1, $2, $8, $3, $4, '${action}', 1, ${about.resource}, ${about.session ?? 'null'}, $6, $9, ${about.metadata ?? 'null::jsonb'}
+    from ${source} limit 1
+    returning 1
+  )`;
+}
+
+/**
+ * Stores the rows of `source` as the result of the call's request_id, if it has one: the last CTE of a change. A plain
+ * insert: when the same request_id comes twice at once, the second one waits for the first, fails, and is undone whole.
+ */
+export function requested(source: string): string {
+  return `requested as (
+    insert into requests (tenant_id, env, user_id, method, request_id, fingerprint, result)
+    select $1, $2, $10, $5, $6, $7, (select jsonb_agg(to_jsonb(r)) from ${source} r)
+    where $6 is not null and exists (select from ${source})
+    returning 1
+  )`;
+}
+
+/** The request_id was used for another request. */
+export class RequestIdReused extends Error {}
+
+const STORED = change<{ fingerprint: Buffer; result: Record<string, unknown>[] }>(`
+  with forgotten as (
+    delete from requests
+    where tenant_id = $1 and env = $2 and user_id = $10 and method = $5 and request_id = $6
+      and create_time <= now() - interval '24 hours'
+    returning 1
+  )
+  select fingerprint, result from requests
+  where tenant_id = $1 and env = $2 and user_id = $10 and method = $5 and request_id = $6
+    and create_time > now() - interval '24 hours'`);
+
+/**
+ * Makes a change once: `work` runs in one transaction and gives the rows of the statement that stored them with
+ * `requested`. If it fails or refuses, for whatever reason, and the request_id has a stored result, these rows are the
+ * answer: then the change had been made before.
+ */
+export async function changeOnce<Row>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp,
+  limits: Limits,
+  work: (tx: TenantTx) => Promise<Row[]>,
+): Promise<Row[]> {
+  if (!stamp.requestId) return transaction(database, scope, stamp, limits, { repeatable: false }, work);
+  return transaction(database, scope, stamp, limits, { repeatable: true, recover }, work);
+
+  async function recover(): Promise<Row[] | undefined> {
+    const [found] = await transactionOnce(database, scope, stamp, limits, (tx) => tx.final(STORED));
+    if (!found) return undefined;
+    if (!found.fingerprint.equals(stamp.fingerprint!)) throw new RequestIdReused('this request_id was used for another request');
+    return found.result.map(rowFromJson);
+  }
+}

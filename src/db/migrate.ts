@@ -1,0 +1,122 @@
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import knex from 'knex';
+import pg from 'pg';
+import { connectionSettings } from './pool.ts';
+
+export const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url));
+
+/** The runtime roles, without passwords: whoever runs the database sets these, or maps logins to them. */
+const ROLES = `
+do $$
+declare r text;
+begin
+  foreach r in array array['memoryd_app login', 'memoryd_jobs login', 'memoryd_search nologin'] loop
+    begin
+      execute 'create role ' || r;
+    exception when duplicate_object or unique_violation then null;
+    end;
+  end loop;
+end $$;
+create table if not exists schema_versions (
+  version int primary key,
+  compatible_from int not null,
+  apply_time timestamptz not null default now()
+);
+do $$ begin execute format('grant memoryd_jobs, memoryd_search to %I', current_user); end $$;
+`;
+
+const LOCK = `select pg_advisory_lock(hashtextextended('memoryd.migrate', 0))`;
+
+async function files(folder: string): Promise<string[]> {
+  return (await readdir(folder)).filter((file) => /^\d{4}_.*\.sql$/.test(file)).sort();
+}
+
+/** Plain SQL files for Knex's migrator, sent as they are: Knex would rewrite a `?`. */
+function sqlFiles(folder: string) {
+  return {
+    getMigrations: () => files(folder),
+    getMigrationName: (file: string) => file,
+    async getMigration(file: string) {
+      const sql = await readFile(join(folder, file), 'utf8');
+      return {
+        async up(trx: any) {
+          const client = await trx.client.acquireConnection();
+          await client.query(sql);
+        },
+        async down() {
+          throw new Error('migrations are forward only');
+        },
+      };
+    },
+  };
+}
+
+/**
+ * Applies what is missing and resolves to its files. Knex's own lock makes a second migrator fail, and outlives a killed
+ * one: a session advisory lock decides instead, on a connection of its own (not through a pooler), and then frees Knex's.
+ */
+export async function migrate(connectionString: string | undefined, folder = MIGRATIONS): Promise<string[]> {
+  const lock = new pg.Client(connectionSettings(connectionString));
+  let lost: Error | undefined;
+  lock.on('error', (error) => {
+    lost = error;
+  });
+  await lock.connect();
+  const db = knex({
+    client: 'pg',
+    connection: connectionSettings(connectionString) as object,
+    pool: { min: 0, max: 2 },
+    migrations: { migrationSource: sqlFiles(folder) as any, tableName: 'memoryd_migrations' },
+  });
+  try {
+    await lock.query(LOCK);
+    await lock.query(ROLES);
+    await db.migrate.forceFreeMigrationsLock().catch(() => {});
+    const [, applied] = await db.migrate.latest();
+    if (lost) throw lost;
+    return applied;
+  } finally {
+    await db.destroy();
+    await lock.end().catch(() => {});
+  }
+}
+
+export interface SchemaState {
+  /** The newest version that the database has. 0: none. */
+  version: number;
+  /** The oldest version of the service that can use it. */
+  compatibleFrom: number;
+  /** The newest version that this service knows. */
+  known: number;
+}
+
+export async function schemaState(connectionString: string | undefined, folder = MIGRATIONS): Promise<SchemaState> {
+  const client = new pg.Client(connectionSettings(connectionString));
+  client.on('error', () => {});
+  await client.connect();
+  try {
+    return await readSchemaState((sql) => client.query(sql), folder);
+  } finally {
+    await client.end().catch(() => {});
+  }
+}
+
+export async function readSchemaState(
+  run: (sql: string) => Promise<{ rows: any[] }>,
+  folder = MIGRATIONS,
+): Promise<SchemaState> {
+  const known = Number((await files(folder)).at(-1)?.slice(0, 4) ?? 0);
+  const { rows: tables } = await run(`select to_regclass('schema_versions') is not null as there`);
+  if (!tables[0].there) return { version: 0, compatibleFrom: 0, known };
+  const { rows } = await run('select version, compatible_from from schema_versions order by version desc limit 1');
+  return { version: rows[0]?.version ?? 0, compatibleFrom: rows[0]?.compatible_from ?? 0, known };
+}
+
+/** Why this service cannot run on that schema, in one line, or undefined. */
+export function schemaFault({ version, compatibleFrom, known }: SchemaState): string | undefined {
+  if (version < known) return `the schema is too old (version ${version}, needed ${known}): run \`memoryd migrate\``;
+  if (compatibleFrom > known) return `the schema is too new (version ${version}, usable from ${compatibleFrom}, known ${known})`;
+  return undefined;
+}

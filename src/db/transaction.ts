@@ -1,0 +1,218 @@
+import pg from 'pg';
+import { Command, Unit } from './exchange.ts';
+import { CommitUnknown, DatabaseAway, Interrupted, isLost, isStale, isTransient } from './failure.ts';
+import { type Database, destroy, type Limits } from './pool.ts';
+import type { Statement, Value } from './statement.ts';
+
+/** Whose rows a statement may touch. It becomes $1, $2 and $3, and the settings that row-level security reads. */
+export interface Scope {
+  tenant: string;
+  env: string;
+  user: string;
+}
+
+/** What each change writes into its audit event and its stored result: $4 to $10, see `change` in statement.ts. */
+export interface Stamp {
+  actor: string;
+  method: string;
+  requestId: string | null;
+  fingerprint: Buffer | null;
+  eventId: string;
+  traceId: string;
+  requester: string;
+}
+
+/** Runs statements in a tenant's scope. */
+export interface TenantDb {
+  readonly scope: Scope;
+  query<Row>(statement: Statement<Row>, values?: Value[]): Promise<Row[]>;
+}
+
+/** A transaction in a tenant's scope. */
+export interface TenantTx extends TenantDb {
+  /**
+   * The transaction's last statement, with COMMIT in the same write. What it did stands, whatever is thrown afterwards: it
+   * is for statements that decide by themselves whether they do anything.
+   */
+  final<Row>(statement: Statement<Row>, values?: Value[]): Promise<Row[]>;
+}
+
+const SLUG = /^[a-z0-9-]{0,63}$/;
+
+// Literal SET LOCAL, as Citus carries it to the shards. Slugs need no quoting; anything else never gets here.
+function prologue({ tenant, env }: Scope, timeoutMs: number): string {
+  if (!SLUG.test(tenant) || !SLUG.test(env)) throw new Error('the scope is not made of slugs');
+  return `begin; set local app.tenant_id = '${tenant}'; set local app.env = '${env}'; set local statement_timeout = ${timeoutMs}`;
+}
+
+const BEGUN = ['BEGIN', 'SET', 'SET', 'SET'];
+
+/** The parameters that lead each statement. */
+export function leading(statement: Statement<unknown>, scope: Scope, stamp: Stamp | undefined): Value[] {
+  const { tenant, env, user } = scope;
+  if (!statement.change) return [tenant, env, user];
+  if (!stamp) throw new Error('a change needs a stamp');
+  const { actor, method, requestId, fingerprint, eventId, traceId, requester } = stamp;
+  return [tenant, env, user, actor, method, requestId, fingerprint, eventId, traceId, requester];
+}
+
+/**
+ * Runs `work` in one transaction on a connection of the pool, once. It resolves only if every reply came and COMMIT
+ * answered COMMIT: a prologue that fails would let the statement run outside of any transaction, and a transaction that
+ * failed answers COMMIT with ROLLBACK, without an error.
+ */
+export async function transactionOnce<T>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp | undefined,
+  limits: Limits,
+  work: (tx: TenantTx) => Promise<T>,
+): Promise<T> {
+  const client = await database.acquire(limits);
+  let state: 'new' | 'open' | 'done' = 'new';
+
+  async function send(unit: Unit<any> | undefined, last: boolean): Promise<any[]> {
+    if (state === 'done') throw new Error('the transaction is over');
+    const left = Math.max(1, limits.deadline - Date.now());
+    const begin = state === 'new' ? new Command(prologue(scope, left)) : undefined;
+    const commit = last ? new Command('commit') : undefined;
+    state = last ? 'done' : 'open';
+    const parts = [begin, unit, commit].filter((part) => part !== undefined);
+
+    const { stream } = (client as any).connection;
+    stream.cork();
+    for (const part of parts) client.query(part as any);
+    stream.uncork();
+    const watch = watchOver(client, limits, left);
+    const replies = await Promise.allSettled(parts.map((part) => part.done as Promise<unknown>));
+    await watch.end();
+
+    const failure = replies.find((reply) => reply.status === 'rejected')?.reason;
+    if (failure && last && replies.at(-1)!.status === 'rejected' && isLost(failure)) {
+      throw new CommitUnknown('the connection was lost around COMMIT', { cause: failure });
+    }
+    if (failure) throw isLost(failure) ? new DatabaseAway('the connection was lost', { cause: failure }) : failure;
+    if (begin && (await begin.done).join() !== BEGUN.join()) throw new Error('BEGIN did not answer as it should');
+    if (commit && (await commit.done).join() !== 'COMMIT') throw new Error('COMMIT was answered with a rollback');
+    return unit ? await unit.done : [];
+  }
+
+  const run = (last: boolean) => (statement: Statement<any>, values: Value[] = []) =>
+    send(new Unit([{ statement, values: [...leading(statement, scope, stamp), ...values] }], database.options.preparedStatements), last);
+
+  try {
+    const result = await work({ scope, query: run(false), final: run(true) });
+    if ((state as string) === 'open') await send(undefined, true);
+    return result;
+  } catch (error) {
+    if ((state as string) === 'open') await rollback(client);
+    if (isStale(error)) destroy(client);
+    throw error;
+  } finally {
+    database.release(client);
+  }
+}
+
+async function rollback(client: pg.Client): Promise<void> {
+  const command = new Command('rollback');
+  client.query(command as any);
+  // A connection that does not even roll back is closed on release, as it is not idle.
+  const timer = setTimeout(() => destroy(client), 2000);
+  await command.done.catch(() => {});
+  clearTimeout(timer);
+}
+
+/** Cancels what runs when the call is over, and gives up on a connection that answers nothing at all. */
+function watchOver(client: pg.Client, limits: Limits, left: number): { end(): Promise<void> } {
+  let cancelling: Promise<void> | undefined;
+  const cancel = () => {
+    cancelling ??= cancelRequest(client);
+  };
+  const deaf = setTimeout(() => destroy(client), left + 1000);
+  limits.signal?.addEventListener('abort', cancel);
+  if (limits.signal?.aborted) cancel();
+  return {
+    async end() {
+      clearTimeout(deaf);
+      limits.signal?.removeEventListener('abort', cancel);
+      await cancelling; // else it could hit the connection's next transaction
+    },
+  };
+}
+
+/** The protocol's CancelRequest, on a connection of its own. Resolves when the server has closed that: it is delivered. */
+function cancelRequest(client: pg.Client): Promise<void> {
+  return new Promise((resolve) => {
+    const { host, port, ssl } = client as any;
+    const connection = new (pg as any).Connection({ ssl });
+    connection.once('error', () => resolve());
+    connection.once('end', () => resolve());
+    const send = () => connection.cancel((client as any).processID, (client as any).secretKey);
+    connection.once(ssl ? 'sslconnect' : 'connect', send);
+    setTimeout(() => connection.stream.destroy(), 2000).unref();
+    if (host?.startsWith('/')) connection.connect(`${host}/.s.PGSQL.${port}`);
+    else connection.connect(port, host);
+  });
+}
+
+const ATTEMPTS = 4;
+
+/**
+ * Runs `work` in one transaction, again where another run can succeed. A lost connection counts as such only if the work is
+ * `repeatable`; `recover` is asked after each failure whether an earlier run's result is there after all.
+ */
+export async function transaction<T>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp | undefined,
+  limits: Limits,
+  { repeatable, recover }: { repeatable: boolean; recover?: () => Promise<T | undefined> },
+  work: (tx: TenantTx) => Promise<T>,
+): Promise<T> {
+  const canRetry = (error: unknown) =>
+    isTransient(error) || isStale(error) || (repeatable && (isLost(error) || error instanceof CommitUnknown));
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await transactionOnce(database, scope, stamp, limits, work);
+    } catch (error) {
+      let failure = error;
+      try {
+        const earlier = await recover?.();
+        if (earlier !== undefined) return earlier;
+      } catch (lookup) {
+        failure = lookup;
+      }
+      if (!canRetry(failure) || attempt === ATTEMPTS) throw failure;
+      await pause(attempt, limits);
+    }
+  }
+}
+
+/** A random pause that grows with the attempts, so that those who collided do not collide again. */
+async function pause(attempt: number, limits: Limits): Promise<void> {
+  const ms = Math.random() * 10 * 2 ** attempt;
+  if (limits.signal?.aborted || Date.now() + ms > limits.deadline) throw new Interrupted('no time left to try again');
+  await new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Reads of one call: point reads over the shared connections, others in a transaction each, both tried again when a connection is lost. */
+export function reader(database: Database, scope: Scope, limits: Limits): TenantDb {
+  return {
+    scope,
+    async query<Row>(statement: Statement<Row>, values: Value[] = []): Promise<Row[]> {
+      const { shared } = database;
+      if (!shared || !statement.shared) {
+        return transaction(database, scope, undefined, limits, { repeatable: true }, (tx) => tx.final(statement, values));
+      }
+      const parameters = [...leading(statement, scope, undefined), ...values];
+      for (let attempt = 1; ; attempt++) {
+        try {
+          return await shared.read(scope, statement, parameters, limits.deadline);
+        } catch (error) {
+          if (attempt === ATTEMPTS || !(isLost(error) || isStale(error))) throw isLost(error) ? new DatabaseAway('the connection was lost', { cause: error }) : error;
+          await pause(attempt, limits);
+        }
+      }
+    },
+  };
+}

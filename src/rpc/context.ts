@@ -1,0 +1,101 @@
+import { createHash } from 'node:crypto';
+import { v7 as uuidv7 } from 'uuid';
+import { changeOnce } from '../db/change.ts';
+import type { Keyring } from '../db/keyring.ts';
+import { type PageRequest, type Pager, pager } from '../db/page.ts';
+import type { Database, Limits } from '../db/pool.ts';
+import { reader, type Scope, type Stamp, type TenantDb, type TenantTx } from '../db/transaction.ts';
+import type { Caller } from './identity.ts';
+import type { Membership } from './membership.ts';
+
+/** Who calls, for whom, where: checked. */
+export interface Identity extends Caller {
+  membership: Membership;
+}
+
+/** Ids of the call for the log and the audit trail. Never content. */
+export interface About {
+  sessionId?: string;
+  threadId?: string;
+  requestId?: string;
+}
+
+/** What a handler knows of its call. */
+export interface Call {
+  /** As `MemoryService/GetSession`. */
+  readonly method: string;
+  readonly identity: Identity;
+  readonly about: About;
+  readonly limits: Limits;
+  readonly traceId: string;
+  /** Reads in the caller's scope. */
+  readonly db: TenantDb;
+  /** The same for another user of the tenant and env (a session key's, or one just minted) or another env. */
+  as(scope: Partial<Scope>): Call;
+  /**
+   * Makes a change in one transaction, once per request_id. `work` gives the rows that its statement stored with
+   * `requested`; a replay gives them again.
+   */
+  change<Row>(request: { requestId: string }, work: (tx: TenantTx) => Promise<Row[]>): Promise<Row[]>;
+  page(request: PageRequest): Pager;
+}
+
+export interface CallParts {
+  database: Database;
+  keyring: Keyring;
+  method: string;
+  identity: Identity;
+  about: About;
+  limits: Limits;
+  traceId: string;
+  /** Whom the metadata names: it scopes request ids, also where the user is minted or found only later. */
+  requester: string;
+}
+
+export function makeCall(parts: CallParts): Call {
+  const { database, keyring, method, identity, about, limits, traceId } = parts;
+  const scope: Scope = { tenant: identity.tenant, env: identity.env, user: identity.user };
+  return {
+    method,
+    identity,
+    about,
+    limits,
+    traceId,
+    get db() {
+      return reader(database, scope, limits);
+    },
+    as: (other) => makeCall({ ...parts, identity: { ...identity, ...other } }),
+    change(request, work) {
+      return changeOnce(database, scope, stampOf(parts, request), limits, work);
+    },
+    page: (request) => pager(keyring, scope, method, request),
+  };
+}
+
+function stampOf({ identity, method, traceId, about, requester }: CallParts, request: { requestId: string }): Stamp {
+  const requestId = request.requestId || null;
+  if (requestId) about.requestId = requestId;
+  return {
+    actor: identity.actor || identity.user,
+    method,
+    requestId,
+    fingerprint: requestId ? fingerprint(request) : null,
+    eventId: uuidv7(),
+    traceId,
+    requester,
+  };
+}
+
+/** What tells two requests apart: the decoded message without its request_id, whatever order its maps came in. */
+export function fingerprint(request: { requestId: string }): Buffer {
+  const { requestId: _, ...fields } = request;
+  return createHash('sha256').update(JSON.stringify(fields, sorted)).digest();
+}
+
+function sorted(_key: string, value: unknown): unknown {
+  if (value instanceof Map) return [...value].sort(([a], [b]) => (a < b ? -1 : 1));
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
+  // Keys get a prefix, as an object puts keys like "1" first, and loses "__proto__".
+  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
+  return Object.fromEntries(entries.map(([key, element]) => [`=${key}`, element]));
+}

@@ -1,0 +1,61 @@
+import { status } from '@grpc/grpc-js';
+import { LRUCache } from 'lru-cache';
+import type { Logger } from 'pino';
+import { v7 as uuidv7 } from 'uuid';
+import type { Database } from '../db/pool.ts';
+import { change } from '../db/statement.ts';
+import { transaction } from '../db/transaction.ts';
+import type { About } from './context.ts';
+import type { RpcError } from './errors.ts';
+import type { Caller } from './identity.ts';
+
+/** Puts refused attempts into the audit trail. */
+export interface Denials {
+  record(refusal: RpcError, caller: Caller, method: string, about: About, traceId: string): Promise<void>;
+}
+
+// A refused attempt costs its caller nothing, so what it can make us write is bounded.
+const PER_MINUTE = 30;
+
+// Only for a tenant and env that exist: nobody reads the others' events.
+const RECORD = change(`
+  insert into audit_events (tenant_id, env, id, user_id, actor, action, outcome, resource, session_id, request_id, trace_id, metadata)
+  select $1, $2, $8, $3, $4, 'denied', 2, $5, $11::uuid, $6, $9, jsonb_build_object('reason', $12::text)
+  from tenants where tenant_id = $1 and $2 = any (envs)
+  returning 1`);
+
+export function denials(database: Database, log: Logger): Denials {
+  const recent = new LRUCache<string, { count: number }>({ max: 10_000, ttl: 60_000 });
+
+  function allowed(caller: Caller): boolean {
+    const key = `${caller.tenant} ${caller.env} ${caller.user}`;
+    const window = recent.get(key) ?? { count: 0 };
+    if (window.count === 0) recent.set(key, window);
+    return ++window.count <= PER_MINUTE;
+  }
+
+  return {
+    async record(refusal, caller, method, about, traceId) {
+      if (refusal.code !== status.PERMISSION_DENIED && refusal.code !== status.NOT_FOUND) return;
+      if (!caller.tenant || !caller.env || !allowed(caller)) return;
+      const scope = { tenant: caller.tenant, env: caller.env, user: caller.user };
+      const stamp = {
+        actor: caller.actor,
+        method,
+        requestId: about.requestId ?? null,
+        fingerprint: null,
+        eventId: uuidv7(),
+        traceId,
+        requester: caller.user,
+      };
+      const limits = { deadline: Date.now() + 1000 };
+      try {
+        await transaction(database, scope, stamp, limits, { repeatable: false }, (tx) =>
+          tx.final(RECORD, [about.sessionId, refusal.reason]),
+        );
+      } catch (error) {
+        log.warn({ err: (error as Error).message, method }, 'a refused attempt could not be recorded');
+      }
+    },
+  };
+}

@@ -1,0 +1,148 @@
+import { Metadata, type ServiceError, status } from '@grpc/grpc-js';
+import { RequestIdReused } from '../db/change.ts';
+import { CommitUnknown, DatabaseAway, Interrupted, PoolExhausted, sqlState } from '../db/failure.ts';
+import { BadPageToken } from '../db/page.ts';
+import { BadRequest, ErrorInfo, QuotaFailure, RetryInfo } from '../gen/google/rpc/error_details.ts';
+import { Status } from '../gen/google/rpc/status.ts';
+
+export interface Violation {
+  field: string;
+  description: string;
+  reason?: string;
+}
+
+export interface ErrorDetails {
+  metadata?: Record<string, string>;
+  violations?: Violation[];
+  retryAfterMs?: number;
+  quota?: { subject: string; description: string };
+}
+
+/** A refusal, thrown where it is found and translated once. The message is for the caller: never content, never a secret. */
+export class RpcError extends Error {
+  readonly code: status;
+  readonly reason: string;
+  readonly details: ErrorDetails;
+
+  constructor(code: status, reason: string, message: string, details: ErrorDetails = {}) {
+    super(message);
+    this.code = code;
+    this.reason = reason;
+    this.details = details;
+  }
+}
+
+export const invalid = (violations: Violation[]) =>
+  new RpcError(
+    status.INVALID_ARGUMENT,
+    'INVALID_REQUEST',
+    violations.map((v) => `${v.field}: ${v.description}`).join('; '),
+    { violations },
+  );
+
+export const notFound = (what: string) => new RpcError(status.NOT_FOUND, 'NOT_FOUND', `${what} not found`);
+export const deleted = (what: string) => new RpcError(status.NOT_FOUND, 'DELETED', `${what} was deleted`);
+export const denied = (reason: string, message: string) => new RpcError(status.PERMISSION_DENIED, reason, message);
+export const unauthenticated = (reason: string, message: string) => new RpcError(status.UNAUTHENTICATED, reason, message);
+export const etagMismatch = (etag: string) =>
+  new RpcError(status.ABORTED, 'ETAG_MISMATCH', 'the etag is not the current one', { metadata: { etag } });
+export const unavailable = (reason: string, message: string, retryAfterMs = 1000) =>
+  new RpcError(status.UNAVAILABLE, reason, message, { retryAfterMs });
+export const exhausted = (reason: string, message: string, retryAfterMs: number) =>
+  new RpcError(status.RESOURCE_EXHAUSTED, reason, message, { retryAfterMs });
+
+// Bounds that only the database can check: a merged value may be over a limit that neither part was.
+const CONSTRAINTS: Record<string, Violation> = {
+  sessions_preferences_size: { field: 'session.preferences', description: 'over 64 KiB after the merge' },
+  sessions_state_size: { field: 'session.state', description: 'over 64 KiB after the merge' },
+  sessions_metadata_size: { field: 'session.metadata', description: 'over 64 KiB after the merge' },
+  sessions_metrics_size: { field: 'session.metrics', description: 'over 64 KiB after the merge' },
+  sessions_pinned_refs_count: { field: 'session.pinned_refs', description: 'more than 200 after the merge' },
+  sessions_summary_refs_count: { field: 'session.summary_refs', description: 'more than 100 after the merge' },
+  bundles_size: { field: 'selection', description: 'the messages are over 1 MiB together' },
+};
+
+/** Any error as a refusal. What is not meant for the caller becomes INTERNAL with a generic text. */
+export function toRpcError(error: unknown): RpcError {
+  if (error instanceof RpcError) return error;
+  if (error instanceof DatabaseAway) return unavailable('DATABASE_AWAY', 'the database cannot be reached');
+  if (error instanceof CommitUnknown) {
+    return unavailable('COMMIT_UNKNOWN', 'the connection was lost while committing; retry with a request_id to settle it');
+  }
+  if (error instanceof PoolExhausted) return exhausted('POOL_EXHAUSTED', 'no database connection came free in time', 1000);
+  if (error instanceof Interrupted) return new RpcError(status.DEADLINE_EXCEEDED, 'DEADLINE_EXCEEDED', 'the deadline has passed');
+  if (error instanceof BadPageToken) return invalid([{ field: 'page_token', description: error.message }]);
+  if (error instanceof RequestIdReused) {
+    return new RpcError(status.INVALID_ARGUMENT, 'REQUEST_ID_REUSED', error.message, {
+      violations: [{ field: 'request_id', description: error.message }],
+    });
+  }
+  return fromDatabase(error) ?? new RpcError(status.INTERNAL, 'INTERNAL', 'internal error');
+}
+
+function fromDatabase(error: unknown): RpcError | undefined {
+  switch (sqlState(error)) {
+    case '23514': {
+      const violation = CONSTRAINTS[(error as { constraint?: string }).constraint ?? ''];
+      return violation && invalid([violation]);
+    }
+    case '22021':
+    case '22P05':
+      return invalid([{ field: '', description: 'text that cannot be stored' }]);
+    case '40001':
+    case '40P01':
+      return new RpcError(status.ABORTED, 'CONFLICT', 'too many concurrent changes', { retryAfterMs: 100 });
+    case '57014':
+      return new RpcError(status.DEADLINE_EXCEEDED, 'DEADLINE_EXCEEDED', 'the deadline has passed');
+    case '53300':
+    case '57P03':
+      return unavailable('DATABASE_AWAY', 'the database takes no connections');
+  }
+  return undefined;
+}
+
+// Clients commonly accept 8 kB of headers, and larger details wedge the connection (grpc-js 1.14).
+const DETAILS_LIMIT = 4000;
+const TEXT_LIMIT = 1000;
+
+const text = (value: string) => {
+  const clean = value.toWellFormed();
+  return clean.length > TEXT_LIMIT ? `${clean.slice(0, TEXT_LIMIT).toWellFormed()}…` : clean;
+};
+
+function statusBytes(error: RpcError, violations: Violation[]): Buffer {
+  const { metadata = {}, retryAfterMs, quota } = error.details;
+  const details = [
+    any('ErrorInfo', ErrorInfo.encode(
+      ErrorInfo.fromPartial({ reason: error.reason, domain: 'memoryd', metadata: new Map(Object.entries(metadata)) }),
+    )),
+  ];
+  if (violations.length > 0) {
+    const fieldViolations = violations.map((v) => ({ ...v, field: text(v.field), description: text(v.description) }));
+    details.push(any('BadRequest', BadRequest.encode(BadRequest.fromPartial({ fieldViolations }))));
+  }
+  if (retryAfterMs !== undefined) {
+    const retryDelay = { seconds: Math.floor(retryAfterMs / 1000), nanos: (retryAfterMs % 1000) * 1e6 };
+    details.push(any('RetryInfo', RetryInfo.encode(RetryInfo.fromPartial({ retryDelay }))));
+  }
+  if (quota) details.push(any('QuotaFailure', QuotaFailure.encode(QuotaFailure.fromPartial({ violations: [quota] }))));
+  return Buffer.from(Status.encode({ code: error.code, message: text(error.message), details }).finish());
+}
+
+const any = (type: string, writer: { finish(): Uint8Array }) => ({
+  typeUrl: `type.googleapis.com/google.rpc.${type}`,
+  value: Buffer.from(writer.finish()),
+});
+
+/** The error as grpc-js sends it, with its google.rpc.Status, in which as many violations are named as fit. */
+export function toServiceError(error: RpcError): ServiceError {
+  let violations = error.details.violations ?? [];
+  let bytes = statusBytes(error, violations);
+  while (bytes.length > DETAILS_LIMIT && violations.length > 0) {
+    violations = violations.slice(0, Math.floor(violations.length / 2));
+    bytes = statusBytes(error, violations);
+  }
+  const metadata = new Metadata();
+  metadata.set('grpc-status-details-bin', bytes);
+  return { name: 'RpcError', message: error.message, code: error.code, details: text(error.message), metadata };
+}

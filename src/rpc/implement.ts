@@ -1,0 +1,189 @@
+import type {
+  handleUnaryCall,
+  Metadata,
+  ServerDuplexStream,
+  ServerReadableStream,
+  ServerUnaryCall,
+  ServerWritableStream,
+  ServiceDefinition,
+  UntypedServiceImplementation,
+} from '@grpc/grpc-js';
+import { BinaryReader } from '@bufbuild/protobuf/wire';
+import { status } from '@grpc/grpc-js';
+import { decodeStrictUtf8 } from '../wire/utf8.ts';
+import { type Access, authorize } from './access.ts';
+import { type About, type Call, makeCall } from './context.ts';
+import { type RpcError, RpcError as Refusal, toRpcError, toServiceError } from './errors.ts';
+import type { Kernel } from './kernel.ts';
+
+interface Method<Request, Response, RequestStream, ResponseStream> {
+  path: string;
+  requestStream: RequestStream;
+  responseStream: ResponseStream;
+  requestDeserialize(bytes: Buffer): Request;
+  responseSerialize(message: Response): Buffer;
+}
+
+/** A handler's shape follows from its method: promises for messages, async iterables for streams. */
+export type Handler<M> =
+  M extends Method<infer Request, infer Response, infer RequestStream, infer ResponseStream>
+    ? (
+        request: RequestStream extends true ? AsyncIterable<Request> : Request,
+        call: Call,
+      ) => ResponseStream extends true ? AsyncIterable<Response> : Promise<Response>
+    : never;
+
+/** A handler for each method of a generated service definition: one that is missing does not compile. */
+export type Handlers<Definition> = { [Name in keyof Definition]: Handler<Definition[Name]> };
+
+type AnyMethod = Method<any, any, boolean, boolean>;
+type AnyCall =
+  | ServerUnaryCall<Buffer, unknown>
+  | ServerWritableStream<Buffer, unknown>
+  | ServerReadableStream<Buffer, unknown>
+  | ServerDuplexStream<Buffer, unknown>;
+
+export interface Service {
+  definition: ServiceDefinition;
+  implementation: UntypedServiceImplementation;
+}
+
+/**
+ * Binds handlers to a generated service definition. This is the only file that sees grpc-js's callbacks: every call passes
+ * the in-flight limit, the identity and the access rules, is decoded strictly, ends in exactly one status, and is observed.
+ */
+export function implement<Definition extends { [name: string]: any }>(
+  kernel: Kernel,
+  definition: Definition,
+  handlers: Handlers<Definition>,
+  access: { [Name in keyof Definition]?: Access } = {},
+): Service {
+  const raw: Record<string, unknown> = {};
+  const implementation: Record<string, unknown> = {};
+  for (const name of Object.keys(definition)) {
+    const method = definition[name] as AnyMethod;
+    // Requests are decoded by us, where a failure can be answered as bad input.
+    raw[name] = { ...method, requestDeserialize: (bytes: Buffer) => bytes };
+    implementation[name] = adapt(kernel, method, handlers[name] as any, access[name] ?? {});
+  }
+  return { definition: raw as ServiceDefinition, implementation: implementation as UntypedServiceImplementation };
+}
+
+function decode<Request>(method: Method<Request, any, any, any>, bytes: Buffer): Request {
+  try {
+    // Generated decoders take a reader as well, and this one refuses text that is not UTF-8.
+    return method.requestDeserialize(new BinaryReader(bytes, decodeStrictUtf8) as unknown as Buffer);
+  } catch (error) {
+    const fault = error instanceof RangeError ? 'nested too deep' : (error as Error).message;
+    throw new Refusal(status.INVALID_ARGUMENT, 'MALFORMED_REQUEST', `the request cannot be decoded: ${fault}`, {
+      violations: [{ field: '', description: fault }],
+    });
+  }
+}
+
+async function* decodeAll(method: AnyMethod, stream: AsyncIterable<Buffer>): AsyncIterable<any> {
+  for await (const bytes of stream) yield decode(method, bytes);
+}
+
+function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: Call) => any, access: Access) {
+  const name = method.path.slice(method.path.lastIndexOf('.') + 1);
+
+  /** Everything between the wire and the handler, and the one place where a call ends. */
+  async function serve(call: AnyCall, run: (context: Call) => Promise<void>): Promise<RpcError | undefined> {
+    const ending = new AbortController();
+    const limits = { deadline: deadlineOf(call, kernel.callMs), signal: ending.signal };
+    const observed = kernel.observe(name, call.metadata);
+    const about: About = {};
+    let context: Call | undefined;
+    // Fires after every call, also a good one: it only matters while the handler is pending.
+    const cancel = () => ending.abort();
+    const events: NodeJS.EventEmitter = call;
+    events.on('cancelled', cancel);
+    let refusal: RpcError | undefined;
+    try {
+      kernel.inFlight.enter(name);
+      try {
+        const caller = access.public ? ANYONE : await kernel.authenticate(call.metadata);
+        observed.caller = caller;
+        const identity = await authorize(kernel.members, caller, access, limits);
+        const { database, keyring } = kernel;
+        const { traceId } = observed;
+        context = makeCall({ database, keyring, method: name, identity, about, limits, traceId, requester: caller.user });
+        await run(context);
+      } finally {
+        kernel.inFlight.leave();
+      }
+    } catch (error) {
+      refusal = toRpcError(error);
+      if (refusal.code === status.INTERNAL) observed.error = error;
+      if (observed.caller) await kernel.denials.record(refusal, observed.caller, name, about, observed.traceId);
+    } finally {
+      events.off('cancelled', cancel);
+    }
+    const gone = refusal && call.cancelled;
+    observed.end(gone ? status.CANCELLED : (refusal?.code ?? status.OK), refusal?.reason ?? '', about);
+    return refusal;
+  }
+
+  if (!method.requestStream && !method.responseStream) {
+    const unary: handleUnaryCall<Buffer, unknown> = (call, callback) => {
+      let response: unknown;
+      serve(call, async (context) => {
+        const request = decode(method, call.request);
+        nameIds(request, context.about);
+        response = await handler(request, context);
+      }).then((refusal) => (refusal ? callback(toServiceError(refusal)) : callback(null, response as never)));
+    };
+    return unary;
+  }
+  if (!method.responseStream) {
+    return (call: ServerReadableStream<Buffer, unknown>, callback: (error: unknown, value?: unknown) => void) => {
+      let response: unknown;
+      serve(call, async (context) => {
+        response = await handler(decodeAll(method, call), context);
+      }).then((refusal) => (refusal ? callback(toServiceError(refusal)) : callback(null, response)));
+    };
+  }
+  return (call: ServerWritableStream<Buffer, unknown> | ServerDuplexStream<Buffer, unknown>) => {
+    serve(call, async (context) => {
+      const requests = method.requestStream
+        ? decodeAll(method, call as ServerDuplexStream<Buffer, unknown>)
+        : decode(method, (call as ServerWritableStream<Buffer, unknown>).request);
+      for await (const response of handler(requests, context)) await send(call, response, context.limits.signal!);
+    }).then((refusal) => (refusal ? call.emit('error', toServiceError(refusal)) : call.end()));
+  };
+}
+
+/** Writes one message, and waits while the client reads more slowly than we write. */
+async function send(stream: { write(message: unknown): boolean } & NodeJS.EventEmitter, message: unknown, signal: AbortSignal) {
+  signal.throwIfAborted();
+  if (stream.write(message)) return;
+  await new Promise<void>((resolve) => {
+    const done = () => {
+      stream.off('drain', done);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    stream.on('drain', done);
+    signal.addEventListener('abort', done);
+  });
+}
+
+const ANYONE = { tenant: '', env: '', user: '', actor: '', scopes: new Set<string>(), vouched: false };
+
+/** The client's deadline, bounded by ours. Far or malformed ones (grpc-timeout past 24 days overflows) become ours. */
+function deadlineOf(call: { getDeadline(): Date | number; metadata: Metadata }, callMs: number): number {
+  const latest = Date.now() + callMs;
+  const wanted = Number(call.getDeadline());
+  return Number.isNaN(wanted) ? latest : Math.min(wanted, latest);
+}
+
+const UUID_LENGTH = 36;
+
+/** The ids that the log line tells, where the request names them at its top. */
+function nameIds(request: any, about: About): void {
+  const sessionId = request.sessionId ?? request.session?.id;
+  const threadId = request.threadId ?? request.targetThreadId ?? request.sourceThreadId;
+  if (typeof sessionId === 'string' && sessionId.length === UUID_LENGTH) about.sessionId = sessionId;
+  if (typeof threadId === 'string' && threadId.length > 0 && threadId.length <= 128) about.threadId = threadId;
+}

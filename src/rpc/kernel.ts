@@ -1,0 +1,20 @@
+import type { Keyring } from '../db/keyring.ts';
+import type { Database } from '../db/pool.ts';
+import type { Denials } from './denials.ts';
+import type { Authenticate } from './identity.ts';
+import type { InFlight } from './inflight.ts';
+import type { Memberships } from './membership.ts';
+import type { Observe } from './observe.ts';
+
+/** What all calls share, put together by server.ts. */
+export interface Kernel {
+  database: Database;
+  keyring: Keyring;
+  authenticate: Authenticate;
+  members: Memberships;
+  denials: Denials;
+  inFlight: InFlight;
+  observe: Observe;
+  /** How long a call may take at most. */
+  callMs: number;
+}

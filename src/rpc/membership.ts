@@ -1,0 +1,63 @@
+import { LRUCache } from 'lru-cache';
+import type { Database, Limits } from '../db/pool.ts';
+import { pointRead } from '../db/statement.ts';
+import { reader } from '../db/transaction.ts';
+import { TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+
+/** What the directory knows of a user in a tenant and env. */
+export interface Membership {
+  /** Whether the tenant exists and declares the env. */
+  known: boolean;
+  /** 0 if the user is not in the table of members. */
+  role: number;
+  membership: number;
+  pii: number;
+}
+
+export interface Memberships {
+  find(tenant: string, env: string, user: string, limits: Limits): Promise<Membership>;
+  /** Forgets what is cached of a tenant, so that this process sees a change at once. */
+  forget(tenant: string): void;
+}
+
+const FIND = pointRead<{ known: boolean; role: number; membership: number | null; pii: number | null }>(`
+  select $2 = any (t.envs) as known, coalesce(m.role, 0) as role,
+    (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii
+  from tenants t
+  left join tenant_members m on m.tenant_id = t.tenant_id and m.env = $2 and m.user_id = $3
+  where t.tenant_id = $1`);
+
+const NOBODY: Membership = { known: false, role: 0, membership: 0, pii: 0 };
+
+// Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
+const TTL_MS = 3000;
+
+export function memberships(database: Database): Memberships {
+  const cache = new LRUCache<string, Membership, { limits: Limits; tenant: string; env: string; user: string }>({
+    max: 100_000,
+    ttl: TTL_MS,
+    async fetchMethod(_key, _stale, { context: { limits, tenant, env, user } }) {
+      const [row] = await reader(database, { tenant, env, user }, limits).query(FIND);
+      if (!row) return NOBODY;
+      return {
+        known: row.known,
+        role: row.role,
+        membership: row.membership ?? TenantPolicies_Membership.EXPLICIT,
+        pii: row.pii ?? TenantPolicies_Pii.REJECT,
+      };
+    },
+  });
+  return {
+    async find(tenant, env, user, limits) {
+      const key = `${tenant} ${env} ${user}`;
+      const cached = cache.get(key);
+      if (cached) return cached;
+      // The look-up is shared by all calls that wait for it, so it must not end with the first one's deadline.
+      const context = { limits: { deadline: Date.now() + Math.max(1000, limits.deadline - Date.now()) }, tenant, env, user };
+      return (await cache.fetch(key, { context })) ?? NOBODY;
+    },
+    forget(tenant) {
+      for (const key of cache.keys()) if (key.startsWith(`${tenant} `)) cache.delete(key);
+    },
+  };
+}

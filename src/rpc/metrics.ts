@@ -1,0 +1,63 @@
+import { status } from '@grpc/grpc-js';
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { Database } from '../db/pool.ts';
+
+export interface Metrics {
+  readonly registry: Registry;
+  called(method: string, code: status, ms: number): void;
+  unknownMethod(): void;
+  /** Rows that the sweep removed. */
+  swept(kind: string, rows: number): void;
+}
+
+export function createMetrics(database: Database, inFlight: { count: number }): Metrics {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const registers = [registry];
+  const calls = new Counter({
+    name: 'memoryd_calls_total',
+    help: 'Calls by method and status code.',
+    labelNames: ['method', 'code'],
+    registers,
+  });
+  const seconds = new Histogram({
+    name: 'memoryd_call_seconds',
+    help: 'How long calls took, by method.',
+    labelNames: ['method'],
+    buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10],
+    registers,
+  });
+  const swept = new Counter({
+    name: 'memoryd_swept_rows_total',
+    help: 'Expired or deleted rows that the sweep removed, by kind.',
+    labelNames: ['kind'],
+    registers,
+  });
+  const unknown = new Counter({ name: 'memoryd_unknown_methods_total', help: 'Calls of methods that do not exist.', registers });
+  new Gauge({
+    name: 'memoryd_pool_connections',
+    help: 'Database connections of the pool and calls that wait for one, by state.',
+    labelNames: ['state'],
+    registers,
+    collect() {
+      for (const [state, count] of Object.entries(database.usage())) this.set({ state }, count);
+    },
+  });
+  new Gauge({
+    name: 'memoryd_calls_in_flight',
+    help: 'Calls under way.',
+    registers,
+    collect() {
+      this.set(inFlight.count);
+    },
+  });
+  return {
+    registry,
+    called(method, code, ms) {
+      calls.inc({ method, code: status[code] });
+      seconds.observe({ method }, ms / 1000);
+    },
+    unknownMethod: () => unknown.inc(),
+    swept: (kind, rows) => swept.inc({ kind }, rows),
+  };
+}

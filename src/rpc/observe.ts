@@ -1,0 +1,64 @@
+import { type Metadata, status } from '@grpc/grpc-js';
+import type { Logger } from 'pino';
+import { sqlState } from '../db/failure.ts';
+import type { About } from './context.ts';
+import type { Caller } from './identity.ts';
+import type { Metrics } from './metrics.ts';
+
+/** One call, from its metadata to its status. */
+export interface Observed {
+  /** Of the traceparent, or '' if the call is not traced. */
+  readonly traceId: string;
+  caller?: Caller;
+  /** What went wrong inside, for the log only. */
+  error?: unknown;
+  end(code: status, reason: string, about: About): void;
+}
+
+export type Observe = (method: string, metadata: Metadata) => Observed;
+
+const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/;
+const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
+
+/** A log line and the figures of each call. Ids only: never content, a token or a header that is not known. */
+export function observer(log: Logger, metrics: Metrics): Observe {
+  return (method, metadata) => {
+    const start = performance.now();
+    const [traceparent] = metadata.get('traceparent');
+    const traceId = TRACEPARENT.exec(String(traceparent ?? ''))?.[1] ?? '';
+    const [xRequestId] = metadata.get('x-request-id');
+    return {
+      traceId,
+      end(code, reason, about) {
+        const ms = performance.now() - start;
+        metrics.called(method, code, ms);
+        const { caller, error } = this;
+        const line = {
+          method,
+          code: status[code],
+          ...(reason && { reason }),
+          ms: Math.round(ms * 100) / 100,
+          ...(caller?.tenant && { tenant: caller.tenant, env: caller.env }),
+          ...(caller?.user && { user: caller.user }),
+          ...(caller && caller.actor !== caller.user && { actor: caller.actor }),
+          ...about,
+          ...(REQUEST_ID.test(String(xRequestId ?? '')) && { xRequestId: String(xRequestId) }),
+          ...(traceId && { traceId }),
+        };
+        if (error === undefined) log.info(line, 'call');
+        else log.error({ ...line, err: describe(error) }, 'call');
+      },
+    };
+  };
+}
+
+/** An error for the log. What Postgres says may quote the values that it was given, so of that only the codes are told. */
+export function describe(error: unknown): Record<string, unknown> {
+  if (sqlState(error)) {
+    const { code, routine, constraint, table, column, position, stack } = error as Record<string, unknown>;
+    const frames = String(stack ?? '').split('\n').filter((line) => /^\s+at /.test(line)).join('\n');
+    return { type: 'DatabaseError', code, routine, constraint, table, column, position, stack: frames };
+  }
+  if (!(error instanceof Error)) return { type: typeof error };
+  return { type: error.name, message: error.message, stack: error.stack, ...(error.cause ? { cause: describe(error.cause) } : {}) };
+}

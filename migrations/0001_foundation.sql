@@ -54,6 +54,9 @@ create table sessions (
   sliding_ttl interval,
   delete_time timestamptz,
   revision bigint not null default 1,
+  -- What a list adds up to end its pages, without reading the values.
+  byte_size int not null generated always as (octet_length(preferences::text) + octet_length(pinned_refs::text)
+    + octet_length(summary_refs::text) + octet_length(state::text) + octet_length(metadata::text) + octet_length(metrics::text)) stored,
   primary key (tenant_id, env, id)
 ) with (fillfactor = 85);
 
@@ -301,6 +304,13 @@ create function merge_refs(stored jsonb, change jsonb, field text, stamp text, a
     ) merged
     where not coalesce(change -> 'remove_ref_ids' ? id, false)
   ), '[]') end
+$$;
+
+-- A UUIDv7, for rows that a statement makes in a number that only it knows. Postgres before 18 has none of its own.
+create function uuid_v7(at timestamptz) returns uuid
+  language sql volatile parallel safe as $$
+  select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+    placing substring(int8send((extract(epoch from at) * 1000)::bigint) from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid
 $$;
 
 insert into schema_versions (version, compatible_from) values (1, 1);

@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { serialize } from 'pg-protocol';
+import { sqlState } from './failure.ts';
 import { asText, camelCase, PARSERS, type Parse, type Statement, type Value } from './statement.ts';
 
 interface Field {
@@ -104,6 +105,7 @@ export interface Call {
 export class Unit<Row> extends Exchange<Row[]> {
   #calls: Call[];
   #prepared: boolean;
+  #fresh = new Set<string>();
   #at = 0;
   #rows: Row[] = [];
   #fields: Field[] | undefined;
@@ -116,6 +118,8 @@ export class Unit<Row> extends Exchange<Row[]> {
   }
 
   protected messages(): Buffer[] {
+    const { parsed } = memoryOf(this.connection);
+    for (const { statement } of this.#calls) if (!parsed.has(statement.name)) this.#fresh.add(statement.name);
     const messages = this.#calls.flatMap((call) => messagesOf(this.connection, call, this.#prepared));
     messages.push(SYNC);
     return messages;
@@ -154,9 +158,13 @@ export class Unit<Row> extends Exchange<Row[]> {
 
   override handleError(error: unknown): void {
     if (this.connection) {
-      // The failed statement, and those after it in the unit, may not have been parsed.
+      // The server skips what follows an error, so later statements may not have been parsed. The failed one was, unless
+      // the server says that it does not know it.
       const { parsed } = memoryOf(this.connection);
-      for (const { statement } of this.#calls.slice(this.#at)) parsed.delete(statement.name);
+      if (sqlState(error) === '26000') parsed.delete(this.#calls[this.#at]!.statement.name);
+      for (const { statement } of this.#calls.slice(this.#at + 1)) {
+        if (this.#fresh.has(statement.name)) parsed.delete(statement.name);
+      }
     }
     super.handleError(error);
   }

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import knex from 'knex';
 import pg from 'pg';
+import { migrateJobs } from '../jobs/worker.ts';
 import { connectionSettings } from './pool.ts';
 
 export const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url));
@@ -12,7 +13,7 @@ const ROLES = `
 do $$
 declare r text;
 begin
-  foreach r in array array['memoryd_app login', 'memoryd_jobs login', 'memoryd_search nologin'] loop
+  foreach r in array array['memoryd_app login noinherit', 'memoryd_jobs login', 'memoryd_search nologin'] loop
     begin
       execute 'create role ' || r;
     exception when duplicate_object or unique_violation then null;
@@ -25,6 +26,7 @@ create table if not exists schema_versions (
   apply_time timestamptz not null default now()
 );
 do $$ begin execute format('grant memoryd_jobs, memoryd_search to %I', current_user); end $$;
+grant memoryd_jobs to memoryd_app; -- to become it for background jobs; noinherit: nothing of it otherwise
 `;
 
 const LOCK = `select pg_advisory_lock(hashtextextended('memoryd.migrate', 0))`;
@@ -75,6 +77,7 @@ export async function migrate(connectionString: string | undefined, folder = MIG
     await lock.query(ROLES);
     await db.migrate.forceFreeMigrationsLock().catch(() => {});
     const [, applied] = await db.migrate.latest();
+    await migrateJobs(connectionString, lock);
     if (lost) throw lost;
     return applied;
   } finally {

@@ -3,9 +3,7 @@ import { readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-
-/** A problem to be told to the user in one clear line, without a stack. */
-export class UserError extends Error {}
+import { UserError } from '../errors.ts';
 
 const execute = promisify(execFile);
 const LOCK_GIVEN_UP_MS = 10_000;

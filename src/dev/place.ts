@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { UserError } from './owner.ts';
+import { UserError } from '../errors.ts';
 
 const execute = promisify(execFile);
 

@@ -6,7 +6,8 @@ import type { AddressInfo } from 'node:net';
 import { createServer } from 'node:net';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { claimFolder, commandLine, pidIsTaken, UserError } from './owner.ts';
+import { UserError } from '../errors.ts';
+import { claimFolder, commandLine, pidIsTaken } from './owner.ts';
 import { findPlace, type Place } from './place.ts';
 
 export { UserError };
@@ -61,7 +62,8 @@ async function run(cluster: Cluster, program: string, args: string[]): Promise<{
     await log.read(said, 0, said.length, size);
     return { ok: code === 0, output: said.toString() };
   } catch (error) {
-    throw new UserError(`Cannot run ${join(cluster.programs, program)}: ${(error as Error).message}.`);
+    const why = cluster.account ? ' (root must be allowed to switch to another user)' : '';
+    throw new UserError(`Cannot run ${join(cluster.programs, program)}: ${(error as Error).message}${why}.`);
   } finally {
     await log.close();
   }
@@ -111,7 +113,7 @@ async function removeFolder(path: string): Promise<void> {
   await rm(path, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
 }
 
-async function initialise(cluster: Cluster, password: string): Promise<void> {
+async function initialise(cluster: Cluster, password: string, sync: boolean): Promise<void> {
   for (const name of await readdir(cluster.home)) {
     if (name.startsWith('init-')) await removeFolder(join(cluster.home, name));
   }
@@ -132,8 +134,7 @@ async function initialise(cluster: Cluster, password: string): Promise<void> {
       '--encoding=UTF8',
       ...locale,
       ...access,
-      // An own database's first seconds are no loss in a power cut, and the sync may take as long as the rest.
-      '--no-sync',
+      ...(sync ? [] : ['--no-sync']),
       '--no-instructions',
     ]).finally(() => rm(pwfile, { force: true }));
     if (made.ok) return rename(fresh, cluster.data);
@@ -244,7 +245,7 @@ export async function startPostgres(options: {
     const password = await keepPassword(folder, cluster.data, say);
     if (!(await lstat(cluster.data).catch(() => undefined))) {
       say(`Making a database in ${cluster.data}.`);
-      await initialise(cluster, password);
+      await initialise(cluster, password, settings.fsync !== 'off');
     }
     const port = await launch(cluster, settings, say);
 

@@ -115,7 +115,8 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
       }
     } catch (error) {
       refusal = toRpcError(error);
-      if (refusal.code === status.INTERNAL) observed.error = error;
+      // A stream that its client left, or that was ended, fails wherever it just was: that is no fault of ours.
+      if (refusal.code === status.INTERNAL && !call.cancelled) observed.error = error;
       if (observed.caller) await kernel.denials.record(refusal, observed.caller, name, about, observed.traceId);
     } finally {
       events.off('cancelled', cancel);

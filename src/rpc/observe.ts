@@ -4,10 +4,11 @@ import { sqlState } from '../db/failure.ts';
 import type { About } from './context.ts';
 import type { Caller } from './identity.ts';
 import type { Metrics } from './metrics.ts';
+import type { Tracer, Tracer } from './tracing.ts';
 
 /** One call, from its metadata to its status. */
 export interface Observed {
-  /** Of the traceparent, or '' if the call is not traced. */
+  /** Of the call's span or, where none are made, of its traceparent; '' if it is not traced. */
   readonly traceId: string;
   caller?: Caller;
   /** What went wrong inside, for the log only. */
@@ -20,12 +21,15 @@ export type Observe = (method: string, metadata: Metadata) => Observed;
 const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
-/** A log line and the figures of each call. Ids only: never content, a token or a header that is not known. */
-export function observer(log: Logger, metrics: Metrics): Observe {
+/** A log line, the figures and the span, if they are made, of each call. Ids only: never content, a token or a header that is not known. */
+export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observe {
   return (method, metadata) => {
     const start = performance.now();
-    const [traceparent] = metadata.get('traceparent');
-    const traceId = TRACEPARENT.exec(String(traceparent ?? ''))?.[1] ?? '';
+    const traceparent = String(metadata.get('traceparent')[0] ?? '');
+    // Reflection is not of our package, and no part of the service's work.
+    const traced = tracer && !method.startsWith('ServerReflection/');
+    const span = traced ? tracer.start(method, { traceparent, tracestate: metadata.get('tracestate').join(',') }) : undefined;
+    const traceId = span?.traceId ?? TRACEPARENT.exec(traceparent)?.[1] ?? '';
     const [xRequestId] = metadata.get('x-request-id');
     return {
       traceId,
@@ -33,6 +37,15 @@ export function observer(log: Logger, metrics: Metrics): Observe {
         const ms = performance.now() - start;
         metrics.called(method, code, ms);
         const { caller, error } = this;
+        span?.end(code, {
+          ...(caller?.tenant && { 'memoryd.tenant': caller.tenant, 'memoryd.env': caller.env }),
+          ...(about.sessionId && { 'memoryd.session_id': about.sessionId }),
+          ...(about.threadId && { 'memoryd.thread_id': about.threadId }),
+        });
+        span?.end(code, {
+          ...(caller?.tenant && { 'memoryd.tenant': caller.tenant, 'memoryd.env': caller.env }),
+          ...(reason && { 'memoryd.reason': reason }),
+        });
         const line = {
           method,
           code: status[code],

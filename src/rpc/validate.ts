@@ -148,3 +148,10 @@ export class Check {
 
 /** The stamp that a changed resource carries. */
 export const etagOf = (revision: number): string => `"${revision.toString(36)}"`;
+
+/** A revision from an etag that this service gave out. Anything else never matches. */
+export function revisionOf(etag: string): number | undefined {
+  if (!etag) return undefined;
+  const revision = Number.parseInt(etag.replaceAll('"', ''), 36);
+  return Number.isSafeInteger(revision) && etagOf(revision) === etag ? revision : 0;
+}

@@ -1,0 +1,46 @@
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import {
+  type Config,
+  DEV_STANDARDS,
+  databaseUrlOf,
+  flagOf,
+  makeConfig,
+  SETTINGS,
+  type Setting,
+  type SettingName,
+} from '../config.ts';
+import { UserError } from '../errors.ts';
+
+/** Adds a flag for each setting, `without` those that the command decides itself. */
+export function addSettings(command: Command, dev: boolean, without: SettingName[] = []): Command {
+  for (const [name, { value, parse, standard, meaning }] of Object.entries(SETTINGS) as [
+    SettingName,
+    Setting<unknown>,
+  ][]) {
+    if (without.includes(name)) continue;
+    const option = new Option(`${flagOf(name)} <${value}>`, meaning.replaceAll('`', ''));
+    const text = (dev ? DEV_STANDARDS[name] : undefined) ?? standard;
+    if (text !== undefined) option.default(parse(text), text);
+    command.addOption(option.argParser(orRefuse(parse)));
+  }
+  return command;
+}
+
+const orRefuse =
+  <T>(parse: (text: string) => T) =>
+  (text: string): T => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (error instanceof UserError) throw new InvalidArgumentError(error.message);
+      throw error;
+    }
+  };
+
+/** What the flags and the environment say together. */
+export const configOf = (options: Parameters<typeof makeConfig>[1]): Config =>
+  makeConfig(databaseUrlOf(process.env), options);
+
+/** The flag of the commands that talk to the database and nothing else. */
+export const directOption = () =>
+  new Option('--direct-database-url <url>', SETTINGS.directDatabaseUrl.meaning).default(undefined, 'DATABASE_URL');

@@ -1,0 +1,29 @@
+import type { Logger } from 'pino';
+
+/**
+ * Runs until a signal, then stops once, in order; a second signal ends the process at once. What nobody caught ends it
+ * too: its state is not known any more, and whoever supervises it starts it again.
+ */
+export function untilSignal(log: Logger, stop: () => Promise<void>): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let stopping = false;
+    const onSignal = (signal: NodeJS.Signals) => {
+      if (stopping) process.exit(signal === 'SIGINT' ? 130 : 143);
+      stopping = true;
+      log.info({ signal }, 'stopping');
+      stop().then(resolve, reject);
+    };
+    process.on('SIGINT', onSignal);
+    process.on('SIGTERM', onSignal);
+  });
+}
+
+/** An error that nobody caught: told, and the end. */
+export function endOnUncaught(log: Logger): void {
+  const end = (error: unknown) => {
+    log.fatal({ err: error }, 'uncaught');
+    process.exit(1);
+  };
+  process.on('uncaughtException', end);
+  process.on('unhandledRejection', end);
+}

@@ -1,0 +1,133 @@
+import { v7 as uuidv7 } from 'uuid';
+import { reader, type Scope, type Stamp, type TenantDb, type TenantTx, transaction } from '../db/transaction.ts';
+import { UserError } from '../errors.ts';
+import { Member_Role } from '../gen/memory/v1/tenant.ts';
+import { Check } from '../rpc/validate.ts';
+import {
+  createTenant,
+  getTenant,
+  listMembers,
+  listTenants,
+  putMember,
+  removeMember as removeFrom,
+  type TenantRow,
+  updateTenant,
+} from '../tenants/repository.ts';
+import type { Direct } from './direct.ts';
+
+const PAGE = 500;
+
+/** A change by whoever runs the command: the audit trail knows it as `cli`. */
+function changeIn<T>(
+  { database, limits }: Direct,
+  scope: Scope,
+  method: string,
+  work: (tx: TenantTx) => Promise<T>,
+): Promise<T> {
+  const stamp: Stamp = {
+    actor: 'cli',
+    method,
+    requestId: null,
+    fingerprint: null,
+    eventId: uuidv7(),
+    traceId: '',
+    requester: '',
+  };
+  return transaction(database, scope, stamp, limits, { repeatable: false }, work);
+}
+
+const itself = (tenant: string): Scope => ({ tenant, env: '', user: '' });
+
+function checked(fill: (check: Check) => void): void {
+  const check = new Check();
+  fill(check);
+  check.done();
+}
+
+async function existing({ database, limits }: Direct, tenant: string, env?: string): Promise<TenantRow> {
+  checked((check) => check.slug('tenant', tenant));
+  const found = await getTenant(reader(database, itself(tenant), limits));
+  if (!found) throw new UserError(`there is no tenant ${tenant}`);
+  if (env !== undefined && !found.envs.includes(env)) {
+    throw new UserError(`tenant ${tenant} has no env ${env}, only ${found.envs.join(', ')}`);
+  }
+  return found;
+}
+
+export async function create(context: Direct, tenant: string, envs: string[], displayName: string): Promise<string[]> {
+  checked((check) => {
+    check.slug('tenant', tenant);
+    check.count('envs', envs, 20, 1);
+    for (const env of envs) check.slug('env', env);
+    check.that(new Set(envs).size === envs.length, 'envs', 'names an env twice');
+    check.text('name', displayName, 200);
+  });
+  const [row] = await changeIn(context, itself(tenant), 'cli/CreateTenant', (tx) =>
+    createTenant(tx, { displayName, envs, policies: {} }),
+  );
+  if (!row) throw new UserError(`there is a tenant ${tenant} already`);
+  return [`created tenant ${tenant} with ${row.envs.join(', ')}`];
+}
+
+export async function addEnv(context: Direct, tenant: string, env: string): Promise<string[]> {
+  checked((check) => check.slug('env', env));
+  await existing(context, tenant);
+  const [row] = await changeIn(context, itself(tenant), 'cli/UpdateTenant', (tx) =>
+    updateTenant(tx, { displayName: undefined, envs: [env], policies: {} }, undefined),
+  );
+  if (!row) throw new UserError(`tenant ${tenant} would have more than 20 envs`);
+  return [`tenant ${tenant} has ${row.envs.join(', ')}`];
+}
+
+export async function addMember(context: Direct, scope: Scope, admin: boolean): Promise<string[]> {
+  const { tenant, env, user } = scope;
+  checked((check) => check.id('user', user));
+  await existing(context, tenant, env);
+  const role = admin ? Member_Role.ADMIN : Member_Role.MEMBER;
+  await changeIn(context, { ...scope, user: '' }, 'cli/PutMember', (tx) => putMember(tx, user, role));
+  return [`${user} is ${admin ? 'an admin' : 'a member'} of ${tenant}, ${env}`];
+}
+
+export async function removeMember(context: Direct, scope: Scope): Promise<string[]> {
+  const { tenant, env, user } = scope;
+  checked((check) => check.id('user', user));
+  await existing(context, tenant, env);
+  const gone = await changeIn(context, { ...scope, user: '' }, 'cli/RemoveMember', (tx) => removeFrom(tx, user));
+  if (gone.length === 0) throw new UserError(`${user} is no member of ${tenant}, ${env}`);
+  return [`${user} is no member of ${tenant}, ${env} any more`];
+}
+
+/** All rows of a list by its pages. */
+async function all<Row>(read: (after: string) => Promise<Row[]>, key: (row: Row) => string): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (let after = ''; ; ) {
+    const page = await read(after);
+    rows.push(...page);
+    if (page.length < PAGE) return rows;
+    after = key(page.at(-1)!);
+  }
+}
+
+export async function list(context: Direct, tenant: string | undefined): Promise<string[]> {
+  const dbOf = (scope: Scope): TenantDb => reader(context.database, scope, context.limits);
+  if (tenant === undefined) {
+    const directory = dbOf(itself(''));
+    const tenants = await all(
+      (after) => listTenants(directory, after, PAGE),
+      (row) => row.tenantId,
+    );
+    return tenants.map(({ tenantId, envs, displayName }) => [tenantId, envs.join(','), displayName].join('\t'));
+  }
+  const lines: string[] = [];
+  for (const env of (await existing(context, tenant)).envs) {
+    const db = dbOf({ tenant, env, user: '' });
+    const members = await all(
+      (after) => listMembers(db, after, PAGE),
+      (row) => row.userId,
+    );
+    lines.push(
+      ...members.map(({ userId, role }) => [env, userId, role === Member_Role.ADMIN ? 'admin' : 'member'].join('\t')),
+    );
+  }
+  return lines;
+}

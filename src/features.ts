@@ -1,0 +1,38 @@
+import { auditHandlers } from './audit/service.ts';
+import { bundleAccess, bundleHandlers } from './bundles/service.ts';
+import { AdminServiceService } from './gen/memory/v1/admin_service.ts';
+import { AuditServiceService } from './gen/memory/v1/audit_service.ts';
+import { ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
+import { MemoryServiceService } from './gen/memory/v1/memory_service.ts';
+import { startJobs } from './jobs/worker.ts';
+import { implement } from './rpc/implement.ts';
+import type { Features } from './server.ts';
+import { sessionAccess, sessionHandlers } from './sessions/service.ts';
+import { sweep } from './tenants/expiry.ts';
+import { adminAccess, adminHandlers } from './tenants/service.ts';
+import { conversationHandlers } from './threads/service.ts';
+
+/** Everything that `serve` and `dev` offer. */
+export const features: Features = {
+  services({ kernel, config }) {
+    const { keyring, members } = kernel;
+    const sessions = sessionHandlers({ keyring, members, sessionKeySeconds: config.sessionKeyTtl / 1000 });
+    return [
+      implement(kernel, MemoryServiceService, { ...sessions, ...bundleHandlers }, { ...sessionAccess, ...bundleAccess }),
+      implement(kernel, ConversationServiceService, conversationHandlers),
+      implement(kernel, AdminServiceService, adminHandlers(members), adminAccess),
+      implement(kernel, AuditServiceService, auditHandlers),
+    ];
+  },
+
+  async background({ kernel, config, metrics, log }) {
+    if (config.sweepInterval === 0) return { stop: async () => {} };
+    const removed = async (signal: AbortSignal) => {
+      const counts = await sweep(kernel.database, signal);
+      for (const [kind, rows] of counts) metrics.swept(kind, rows);
+      return Object.fromEntries(counts);
+    };
+    const job = { name: 'sweep', everyMinutes: config.sweepInterval / 60_000, run: removed };
+    return startJobs(config.directDatabaseUrl ?? config.databaseUrl, [job], log);
+  },
+};

@@ -1,0 +1,39 @@
+#!/usr/bin/env node
+import { Command } from 'commander';
+import { keysCommand } from './cli/keys.ts';
+import { migrateCommand } from './cli/migrate.ts';
+import { devCommand, serveCommand } from './cli/serve.ts';
+import { sessionCommand } from './cli/session.ts';
+import { sweepCommand } from './cli/sweep.ts';
+import { tenantCommand } from './cli/tenant.ts';
+import { UserError } from './errors.ts';
+
+const ENVIRONMENT = `
+Environment:
+  DATABASE_URL  the Postgres to use, or the standard PG* variables
+  OTEL_*        the standard variables of OpenTelemetry: traces are sent if an endpoint is set`;
+
+const program = new Command('memoryd')
+  .description('Session memory for chat and agent orchestrators: a multi-tenant gRPC service on Postgres.')
+  .addHelpText('after', ENVIRONMENT);
+
+for (const command of [
+  devCommand,
+  serveCommand,
+  migrateCommand,
+  tenantCommand,
+  sweepCommand,
+  sessionCommand,
+  keysCommand,
+]) {
+  program.addCommand(command());
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  // One line for what the user can mend; a stack for what we must.
+  if (error instanceof UserError) console.error(`memoryd: ${error.message}`);
+  else console.error(error);
+  process.exit(1);
+}

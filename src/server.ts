@@ -1,0 +1,214 @@
+import { readFile } from 'node:fs/promises';
+import { ServerCredentials, setLogger } from '@grpc/grpc-js';
+import type { Logger } from 'pino';
+import type { Config } from './config.ts';
+import { type Keyring, parseKeyring } from './db/keyring.ts';
+import { type Database, openDatabase } from './db/pool.ts';
+import { UserError } from './errors.ts';
+import { checkDatabase } from './preflight.ts';
+import { denials } from './rpc/denials.ts';
+import { type Endpoint, serveMetrics } from './rpc/endpoint.ts';
+import { watchHealth } from './rpc/health.ts';
+import { type Authenticate, trustHeaders } from './rpc/identity.ts';
+import type { Service } from './rpc/implement.ts';
+import { type InFlight, inFlight } from './rpc/inflight.ts';
+import type { Kernel } from './rpc/kernel.ts';
+import { memberships } from './rpc/membership.ts';
+import { createMetrics, type Metrics } from './rpc/metrics.ts';
+import { observer } from './rpc/observe.ts';
+import { reflection } from './rpc/reflection.ts';
+import { openTracing, type Tracer } from './rpc/tracing.ts';
+import { createTransport, drainingError } from './rpc/transport.ts';
+
+/** What the features are made of. */
+export interface Deps {
+  config: Config;
+  kernel: Kernel;
+  metrics: Metrics;
+  log: Logger;
+}
+
+/** What runs beside the calls, until it is told to stop. */
+export interface Background {
+  stop(): Promise<void>;
+}
+
+export interface Features {
+  services(deps: Deps): Service[];
+  background?(deps: Deps): Promise<Background>;
+}
+
+export interface RunningServer {
+  readonly host: string;
+  readonly port: number;
+  /** 0 if there is none. */
+  readonly metricsPort: number;
+  readonly kernel: Kernel;
+  readonly metrics: Metrics;
+  /** Drains and ends. May be called again. */
+  stop(): Promise<void>;
+}
+
+/** Puts the service together and starts it. Whatever is missing is a UserError, and leaves nothing running. */
+export async function startServer(config: Config, features: Features, log: Logger): Promise<RunningServer> {
+  const undo: (() => unknown)[] = [];
+  try {
+    const keyring = await openKeyring(config.keyFile);
+    const [credentials, authenticate, tracer, schema] = await Promise.all([
+      credentialsOf(config),
+      authenticatorOf(config, log),
+      tracerOf(log),
+      checkDatabase(config.databaseUrl),
+    ]);
+    const database = openDatabase({
+      connectionString: config.databaseUrl,
+      poolSize: config.poolSize,
+      poolWaitMs: config.poolWait,
+      sharedConnections: config.sharedConnections,
+      preparedStatements: config.preparedStatements,
+    });
+    undo.push(() => database.close());
+
+    const gate = drainable(inFlight(config.maxInFlight));
+    const metrics = createMetrics(database, gate);
+    const kernel = kernelOf({ config, database, keyring, authenticate, gate, metrics, tracer, log });
+    const deps = { config, kernel, metrics, log };
+
+    const transport = createTransport({ ...config, unknownMethod: metrics.unknownMethod });
+    const services = features.services(deps);
+    const names = [
+      ...new Set(
+        services.flatMap(({ definition }) => Object.values(definition).map(({ path }) => path.split('/')[1]!)),
+      ),
+    ];
+    const health = watchHealth({ database, log, services: names, schema: schema.known });
+    undo.push(() => health.close());
+    for (const service of [...services, health.service, ...reflection(kernel, [...names, 'grpc.health.v1.Health'])]) {
+      transport.add(service);
+    }
+
+    logGrpc(() => {}); // that the port is taken is told once, by the error
+    const port = await transport.listen(config.host, config.port, credentials);
+    logGrpc((line) => log.error({ grpc: line }));
+    undo.push(() => transport.drain(0));
+    let endpoint: Endpoint | undefined;
+    if (config.metricsPort !== undefined) {
+      endpoint = await serveMetrics(config.metricsHost, config.metricsPort, metrics.registry, health);
+      undo.push(() => endpoint?.close());
+    }
+    const background = await features.background?.(deps);
+
+    /** Not ready any more, so that no new calls are sent; then no open streams, no new calls, no open calls, no database. */
+    async function drain(): Promise<void> {
+      health.drain();
+      await new Promise((resolve) => setTimeout(resolve, config.drainWait));
+      gate.close();
+      await Promise.all([transport.drain(config.drainTimeout), background?.stop()]);
+      await Promise.all([endpoint?.close(), tracer?.stop()]);
+      await database.close();
+    }
+    let stopped: Promise<void> | undefined;
+    const stop = () => {
+      stopped ??= drain();
+      return stopped;
+    };
+    return { host: config.host, port, metricsPort: endpoint?.port ?? 0, kernel, metrics, stop };
+  } catch (error) {
+    for (const step of undo.reverse()) await step();
+    throw error;
+  }
+}
+
+/** grpc-js would write to stderr. */
+function logGrpc(error: (line: string) => void): void {
+  setLogger({ error: (line?: unknown) => error(String(line)), info() {}, debug() {} });
+}
+
+interface KernelParts {
+  config: Config;
+  database: Database;
+  keyring: Keyring;
+  authenticate: Authenticate;
+  gate: InFlight;
+  metrics: Metrics;
+  tracer: Tracer | undefined;
+  log: Logger;
+}
+
+function kernelOf({ config, database, keyring, authenticate, gate, metrics, tracer, log }: KernelParts): Kernel {
+  return {
+    database,
+    keyring,
+    authenticate,
+    members: memberships(database),
+    denials: denials(database, log),
+    inFlight: gate,
+    observe: observer(log, metrics, tracer),
+    callMs: config.callTimeout,
+  };
+}
+
+/** The bound on calls under way, which refuses every new one once it is closed. */
+function drainable(bound: InFlight): InFlight & { close(): void } {
+  let closed = false;
+  return {
+    enter(method) {
+      if (closed) throw drainingError();
+      bound.enter(method);
+    },
+    leave: () => bound.leave(),
+    get count() {
+      return bound.count;
+    },
+    close() {
+      closed = true;
+    },
+  };
+}
+
+async function readSecret(flag: string, file: string, wayOut = ''): Promise<Buffer> {
+  return readFile(file).catch((error) => {
+    throw new UserError(`${flag}: ${error.code === 'ENOENT' ? `there is no file ${file}${wayOut}` : error.message}`);
+  });
+}
+
+async function openKeyring(file: string | undefined): Promise<Keyring> {
+  if (!file) throw new UserError('--key-file is missing: make one with `memoryd keys add FILE`');
+  const text = await readSecret('--key-file', file, `: make it with \`memoryd keys add ${file}\``);
+  try {
+    return parseKeyring(text.toString());
+  } catch (error) {
+    throw new UserError(`--key-file ${file}: ${(error as Error).message}`);
+  }
+}
+
+async function authenticatorOf(config: Config, log: Logger): Promise<Authenticate> {
+  if (config.auth === 'trusted') return trustHeaders;
+  const { jwtAuthenticate } = await import('./rpc/jwt.ts');
+  const { jwks = '', issuer = '', audience = '', algorithms } = config;
+  try {
+    return await jwtAuthenticate({ jwks, issuer, audience, algorithms, warn: (message) => log.warn(message) });
+  } catch (error) {
+    throw new UserError(`--jwks ${jwks}: ${(error as Error).message.split('\n')[0]}`);
+  }
+}
+
+async function tracerOf(log: Logger): Promise<Tracer | undefined> {
+  return openTracing(process.env, (message) => log.warn(message)).catch((error: Error) => {
+    throw new UserError(error.message);
+  });
+}
+
+async function credentialsOf({ tlsCert, tlsKey, tlsClientCa }: Config): Promise<ServerCredentials> {
+  if (!tlsCert || !tlsKey) return ServerCredentials.createInsecure();
+  const [cert_chain, private_key, ca] = await Promise.all([
+    readSecret('--tls-cert', tlsCert),
+    readSecret('--tls-key', tlsKey),
+    tlsClientCa ? readSecret('--tls-client-ca', tlsClientCa) : null,
+  ]);
+  try {
+    return ServerCredentials.createSsl(ca, [{ cert_chain, private_key }], ca !== null);
+  } catch (error) {
+    throw new UserError(`--tls-cert, --tls-key or --tls-client-ca cannot be used: ${(error as Error).message}`);
+  }
+}

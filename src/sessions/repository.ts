@@ -1,0 +1,339 @@
+import { v7 as uuidv7 } from 'uuid';
+import { audited, requested } from '../db/change.ts';
+import { change, json, pointRead, query, rowFromJson } from '../db/statement.ts';
+import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
+import { Session } from '../gen/memory/v1/session.ts';
+import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
+import { etagOf } from '../rpc/validate.ts';
+import { QUEUE_DROPPED, sessionEnded } from '../threads/repository.ts';
+import type { SessionChange } from './change.ts';
+
+const COLUMNS = `id, user_id, surface_id, project_id, thread_id, title, preferences, pinned_refs, summary_refs, state, metadata,
+    metrics, tool_id, workspace_path, process_id, email, anonymous, pinned, archived, create_time, update_time,
+    last_activity_time, end_time, expire_time, revision`;
+const COLUMNS_OF_S = COLUMNS.replace(/(\w+)/g, 's.$1');
+
+const LIVE = 's.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now())';
+
+export interface SessionRow extends Record<string, any> {
+  id: string;
+  revision: number;
+  pinnedRefs: Record<string, unknown>[];
+  summaryRefs: Record<string, unknown>[];
+}
+
+export function sessionFromRow(row: SessionRow): Session {
+  return Session.fromPartial({
+    ...(row as object),
+    pinnedRefs: row.pinnedRefs.map(rowFromJson),
+    summaryRefs: row.summaryRefs.map(rowFromJson),
+    etag: etagOf(row.revision),
+  });
+}
+
+// $16 holds the changed fields, $17 to $20 the expiry: an instant, or seconds from now and whether these slide, or never.
+const changed = (at: string) => `
+      title = coalesce($16::jsonb ->> 'title', s.title),
+      preferences = merge_struct(s.preferences, $16, 'preferences'),
+      pinned_refs = merge_refs(s.pinned_refs, $16, 'pinned_refs', 'pin_time', ${at}),
+      summary_refs = merge_refs(s.summary_refs, $16, 'summary_refs', 'create_time', ${at}),
+      state = merge_struct(s.state, $16, 'state'),
+      metadata = merge_struct(s.metadata, $16, 'metadata'),
+      metrics = merge_struct(s.metrics, $16, 'metrics'),
+      tool_id = coalesce($16 ->> 'tool_id', s.tool_id),
+      workspace_path = coalesce($16 ->> 'workspace_path', s.workspace_path),
+      process_id = coalesce($16 ->> 'process_id', s.process_id),
+      email = coalesce($16 ->> 'email', s.email),
+      anonymous = s.anonymous and coalesce($16 ->> 'email', s.email) = '',
+      pinned = coalesce(($16 ->> 'pinned')::boolean, s.pinned),
+      archived = coalesce(($16 ->> 'archived')::boolean, s.archived),
+      update_time = greatest(s.update_time, ${at}),
+      last_activity_time = greatest(s.last_activity_time, ${at}),
+      expire_time = case
+        when $20::boolean then null
+        when $17::timestamptz is not null then $17
+        when $18::float8 is not null then ${at} + make_interval(secs => $18)
+        when s.sliding_ttl is not null then ${at} + s.sliding_ttl
+        else s.expire_time
+      end,
+      sliding_ttl = case
+        when $20 or $17 is not null then null
+        when $18 is not null then case when $19::boolean then make_interval(secs => $18) end
+        else s.sliding_ttl
+      end,
+      revision = s.revision + 1`;
+
+// $22 is the hash of a new session key, $23 its life in seconds, $24 the key sealed for a replay, $25 revokes the others.
+const KEYS = `revoked as (
+    delete from session_keys k using saved
+    where k.tenant_id = $1 and k.env = $2 and k.session_id = saved.id and $25::boolean
+    returning 1
+  ), issued as (
+    insert into session_keys (tenant_id, env, key_hash, session_id, user_id, expire_time)
+    select $1, $2, $22::bytea, saved.id, $3, now() + make_interval(secs => $23::float8) from saved where $22 is not null
+    returning 1
+  )`;
+
+const AUDIT = audited('sessions.upsert', 'saved', {
+  resource: `'sessions/' || id`,
+  session: 'id',
+  metadata: `jsonb_build_object('created', created, 'revision', revision)`,
+});
+
+// A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it.
+const UPSERT_BY_KEY = change<SavedRow>(`
+  with retired as (
+    update sessions s set end_time = expire_time
+    where tenant_id = $1 and env = $2 and user_id = $3 and surface_id = $12 and project_id = $13 and key_thread_id = $14
+      and end_time is null and delete_time is null and expire_time <= now()
+    returning 1
+  ), saved as (
+    insert into sessions as s (tenant_id, env, id, user_id, surface_id, project_id, key_thread_id, thread_id, title, preferences,
+      pinned_refs, summary_refs, state, metadata, metrics, tool_id, workspace_path, process_id, email, anonymous, pinned, archived,
+      create_time, update_time, last_activity_time, expire_time, sliding_ttl)
+    select $1, $2, $11::uuid, $3, $12, $13, $14, $15, coalesce($16::jsonb ->> 'title', ''), merge_struct('{}', $16, 'preferences'),
+      merge_refs('[]', $16, 'pinned_refs', 'pin_time', c.at), merge_refs('[]', $16, 'summary_refs', 'create_time', c.at),
+      merge_struct('{}', $16, 'state'), merge_struct('{}', $16, 'metadata'), merge_struct('{}', $16, 'metrics'),
+      coalesce($16 ->> 'tool_id', ''), coalesce($16 ->> 'workspace_path', ''), coalesce($16 ->> 'process_id', ''),
+      coalesce($16 ->> 'email', ''), $27::boolean and coalesce($16 ->> 'email', '') = '',
+      coalesce(($16 ->> 'pinned')::boolean, false), coalesce(($16 ->> 'archived')::boolean, false), c.at, c.at, c.at,
+      case when $20::boolean then null else coalesce($17::timestamptz, c.at + make_interval(secs => $18::float8)) end,
+      case when $19::boolean then make_interval(secs => $18) end
+    from (select clock_timestamp() as at, count(*) from retired) c
+    where $21::bigint is null or exists (
+      select from sessions s
+      where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.surface_id = $12 and s.project_id = $13 and s.key_thread_id = $14
+        and ${LIVE})
+    on conflict (tenant_id, env, user_id, surface_id, project_id, key_thread_id) where end_time is null and delete_time is null
+    do update set ${changed('excluded.update_time')}
+    where $21 is null or s.revision = $21
+    returning ${COLUMNS_OF_S}, s.id = $11 as created, $24::text as sealed_key
+  ), revived as (
+    update threads t
+    set thread_uid = $26::uuid, last_seq = 0, revision = t.revision + 1, create_time = saved.create_time,
+      update_time = saved.create_time, delete_time = null
+    from saved
+    where saved.created and t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = saved.thread_id
+      and t.delete_time is not null
+    returning 1
+  ), member as (
+    insert into tenant_members (tenant_id, env, user_id, role, anonymous)
+    select $1, $2, $3, 1, true from saved where $27
+    on conflict do nothing
+    returning 1
+  ), ${KEYS}, ${AUDIT}, ${requested('saved')}
+  select * from saved`);
+
+const UPDATE_BY_ID = change<SavedRow>(`
+  with saved as (
+    update sessions s set ${changed('c.at')}
+    from (select clock_timestamp() as at) c
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and ${LIVE}
+      and $12 in ('', s.surface_id) and $13 in ('', s.project_id) and $14 in ('', s.thread_id) and $15::text is null
+      and ($21::bigint is null or s.revision = $21) and $26::uuid is null and not $27::boolean
+    returning ${COLUMNS_OF_S}, false as created, $24::text as sealed_key
+  ), ${KEYS}, ${AUDIT}, ${requested('saved')}
+  select * from saved`);
+
+export interface SavedRow extends SessionRow {
+  created: boolean;
+  sealedKey: string | null;
+}
+
+export interface Upsert {
+  /** '' to find the session by its key. */
+  id: string;
+  surfaceId: string;
+  projectId: string;
+  threadId: string;
+  change: SessionChange;
+  expiry: { expireTime?: string; ttlSeconds?: number; sliding?: boolean; never?: boolean };
+  /** The revision that the stored session must have. */
+  revision?: number | undefined;
+  anonymous: boolean;
+  key?: { hash: Buffer; lifeSeconds: number; sealed: string } | undefined;
+  revokeKeys: boolean;
+}
+
+/** Creates or changes a session. Gives no rows if it refused: see {@link whyNotSaved}. */
+export async function upsertSession(tx: TenantTx, upsert: Upsert): Promise<SavedRow[]> {
+  const { id, surfaceId, projectId, threadId, change: fields, expiry, revision, anonymous, key, revokeKeys } = upsert;
+  return tx.final(id ? UPDATE_BY_ID : UPSERT_BY_KEY, [
+    id || uuidv7(),
+    surfaceId,
+    projectId,
+    threadId,
+    id ? null : threadId || uuidv7(),
+    json(fields),
+    expiry.expireTime,
+    expiry.ttlSeconds,
+    expiry.sliding ?? false,
+    expiry.never ?? false,
+    revision,
+    key?.hash,
+    key?.lifeSeconds ?? 0,
+    key?.sealed,
+    revokeKeys,
+    id ? null : uuidv7(),
+    anonymous,
+  ]);
+}
+
+interface StateRow {
+  revision: number;
+  surfaceId: string;
+  projectId: string;
+  threadId: string;
+  deleted: boolean;
+  ended: boolean;
+}
+
+const STATE = pointRead<StateRow>(`
+  select s.revision, s.surface_id, s.project_id, s.thread_id, s.delete_time is not null as deleted, s.end_time is not null as ended
+  from sessions s
+  where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and (s.expire_time is null or s.expire_time > now())
+    and case when $4::uuid is null
+      then s.surface_id = $5::text and s.project_id = $6::text and s.key_thread_id = $7::text and ${LIVE}
+      else s.id = $4 end`);
+
+/** Why a write found no session to change: with an id, or by its key and an etag. */
+export async function whyNotSaved(db: TenantDb, upsert: Pick<Upsert, 'id' | 'surfaceId' | 'projectId' | 'threadId'>): Promise<RpcError> {
+  const { id, surfaceId, projectId, threadId } = upsert;
+  const [state] = await db.query(STATE, [id || null, surfaceId, projectId, threadId]);
+  if (!id) return etagMismatch(state ? etagOf(state.revision) : '');
+  if (!state) return notFound('session');
+  if (state.deleted) return deleted('session');
+  if (state.ended) return sessionEnded();
+  const violations = [
+    { field: 'session.surface_id', given: surfaceId, stored: state.surfaceId },
+    { field: 'session.project_id', given: projectId, stored: state.projectId },
+    { field: 'session.thread_id', given: threadId, stored: state.threadId },
+  ].filter(({ given, stored }) => given && given !== stored);
+  if (violations.length > 0) return invalid(violations.map(({ field }) => ({ field, description: 'immutable', reason: 'IMMUTABLE' })));
+  return etagMismatch(etagOf(state.revision));
+}
+
+const GET = pointRead<SessionRow & { deleteTime: Timestamp | null }>(`
+  select ${COLUMNS}, delete_time from sessions
+  where tenant_id = $1 and env = $2 and user_id = $3 and id = $4::uuid and (expire_time is null or expire_time > now())`);
+
+export async function getSession(db: TenantDb, id: string): Promise<Session> {
+  const [row] = await db.query(GET, [id]);
+  if (!row) throw notFound('session');
+  if (row.deleteTime) throw deleted('session');
+  return sessionFromRow(row);
+}
+
+const LIST = query<SessionRow & { byteSize: number; lastActivityTime: Timestamp }>(`
+  select ${COLUMNS}, byte_size from (
+    select s.*, sum(byte_size) over (order by last_activity_time desc, id desc rows unbounded preceding) as running
+    from (
+      select * from sessions
+      where tenant_id = $1 and env = $2 and user_id = $3 and delete_time is null and (expire_time is null or expire_time > now())
+        and $4 in ('', surface_id) and $5 in ('', project_id) and $6 in ('', thread_id) and $7 in ('', tool_id)
+        and $8 in ('', workspace_path) and $9 in ('', process_id)
+        and ($10::boolean is null or pinned = $10) and ($11::boolean is null or archived = $11)
+        and ($12::boolean is null or (end_time is not null) = $12)
+        and ($13::timestamptz is null or last_activity_time >= $13)
+        and ($14::timestamptz is null or (last_activity_time, id) < ($14, $15::uuid))
+      order by last_activity_time desc, id desc limit $16::int
+    ) s
+  ) s
+  where running - byte_size <= 1048576
+  order by last_activity_time desc, id desc`);
+
+export type ListedRow = SessionRow & { byteSize: number; lastActivityTime: Timestamp };
+
+export async function listSessions(
+  db: TenantDb,
+  filters: (string | boolean | null | undefined)[],
+  after: string[] | undefined,
+  limit: number,
+): Promise<ListedRow[]> {
+  return db.query(LIST, [...filters, after?.[0], after?.[1], limit]);
+}
+
+const RESUME = change<SavedRow>(`
+  with saved as (
+    update sessions s
+    set last_activity_time = greatest(s.last_activity_time, c.at),
+      expire_time = case when s.sliding_ttl is null then s.expire_time else c.at + s.sliding_ttl end
+    from (select clock_timestamp() as at) c
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and ${LIVE}
+    returning ${COLUMNS_OF_S}, false as created
+  ), ${audited('sessions.resume', 'saved', { resource: `'sessions/' || id`, session: 'id' })}, ${requested('saved')}
+  select * from saved`);
+
+export async function resumeSession(tx: TenantTx, id: string): Promise<SavedRow[]> {
+  return tx.query(RESUME, [id]);
+}
+
+const END = change<SessionRow>(`
+  with saved as (
+    update sessions s
+    set end_time = coalesce(s.end_time, c.at), update_time = case when s.end_time is null then c.at else s.update_time end,
+      revision = s.revision + (s.end_time is null)::int
+    from (select clock_timestamp() as at) c
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.delete_time is null
+      and (s.expire_time is null or s.expire_time > now()) and ($12::bigint is null or s.revision = $12)
+    returning ${COLUMNS_OF_S}
+  ), revoked as (
+    delete from session_keys k using saved where k.tenant_id = $1 and k.env = $2 and k.session_id = saved.id
+    returning 1
+  ), ${audited('sessions.end', 'saved', { resource: `'sessions/' || id`, session: 'id' })}, ${requested('saved')}
+  select * from saved`);
+
+export async function endSession(tx: TenantTx, id: string, revision: number | undefined): Promise<SessionRow[]> {
+  return tx.final(END, [id, revision]);
+}
+
+// The thread's row is locked first, as appends take the two rows in that order. What the session held is wiped; the row
+// stays as a tombstone that refuses late writes.
+const DELETE = change<{ id: string; threadDeleted: boolean }>(`
+  with thread as materialized (
+    select t.thread_id from threads t
+    join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.thread_id = t.thread_id
+    where t.tenant_id = $1 and t.env = $2 and t.user_id = $3
+    for update of t
+  ), gone as (
+    update sessions s
+    set delete_time = c.at, end_time = null, expire_time = null, sliding_ttl = null, title = '', email = '', preferences = '{}',
+      pinned_refs = '[]', summary_refs = '[]', state = '{}', metadata = '{}', metrics = '{}', workspace_path = '', revision = s.revision + 1
+    from (select clock_timestamp() as at, count(*) from thread) c
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11 and s.delete_time is null
+      and (s.expire_time is null or s.expire_time > now()) and ($12::bigint is null or s.revision = $12)
+    returning s.id, s.thread_id, s.delete_time
+  ), dropped as (
+    update threads t set delete_time = gone.delete_time, revision = t.revision + 1
+    from gone
+    where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = gone.thread_id and t.delete_time is null
+      and not exists (
+        select from sessions s
+        where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = gone.thread_id and s.id <> gone.id and ${LIVE})
+    returning t.thread_uid, t.delete_time
+  ), ${QUEUE_DROPPED}, revoked as (
+    delete from session_keys k using gone where k.tenant_id = $1 and k.env = $2 and k.session_id = gone.id
+    returning 1
+  ), result as materialized (
+    select id, exists (select from dropped) as thread_deleted from gone
+  ), ${audited('sessions.delete', 'result', {
+    resource: `'sessions/' || id`,
+    session: 'id',
+    metadata: `jsonb_build_object('thread_deleted', thread_deleted)`,
+  })}, ${requested('result')}
+  select * from result`);
+
+export async function deleteSession(tx: TenantTx, id: string, revision: number | undefined): Promise<{ threadDeleted: boolean }[]> {
+  return tx.final(DELETE, [id, revision]);
+}
+
+const BY_KEY = pointRead<{ sessionId: string; userId: string }>(`
+  select session_id, user_id from session_keys
+  where tenant_id = $1 and env = $2 and $3 in ('', user_id) and key_hash = $4::bytea and expire_time > now()`);
+
+/** The session and user of a session key that still works. */
+export async function findBySessionKey(db: TenantDb, hash: Buffer): Promise<{ sessionId: string; userId: string } | undefined> {
+  const [row] = await db.query(BY_KEY, [hash]);
+  return row;
+}

@@ -1,0 +1,119 @@
+import { audited, requested } from '../db/change.ts';
+import { change, json, pointRead } from '../db/statement.ts';
+import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
+import { Member, Tenant, TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+import { etagOf } from '../rpc/validate.ts';
+
+const COLUMNS = 'tenant_id, display_name, envs, policies, create_time, update_time, revision';
+
+export interface TenantRow {
+  tenantId: string;
+  displayName: string;
+  envs: string[];
+  policies: { membership?: number; pii?: number };
+  createTime: Timestamp;
+  updateTime: Timestamp;
+  revision: number;
+}
+
+export function tenantFromRow({ revision, policies, ...row }: TenantRow): Tenant {
+  const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT } = policies;
+  return Tenant.fromPartial({ ...row, policies: { membership, pii }, etag: etagOf(revision) } as object);
+}
+
+// A change of the tenant itself runs in the tenant's scope with env '', where its event and its stored result lie.
+const CREATE = change<TenantRow>(`
+  with saved as (
+    insert into tenants (tenant_id, display_name, envs, policies)
+    values ($1, $11, $12::text[], $13::jsonb)
+    on conflict do nothing
+    returning ${COLUMNS}
+  ), ${audited('tenants.create', 'saved', { resource: `'tenants/' || tenant_id` })}, ${requested('saved')}
+  select * from saved`);
+
+const UPDATE = change<TenantRow>(`
+  with saved as (
+    update tenants t
+    set display_name = coalesce($11, t.display_name),
+      envs = t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs)),
+      policies = t.policies || $13::jsonb, update_time = now(), revision = t.revision + 1
+    where tenant_id = $1 and ($14::bigint is null or revision = $14)
+      and cardinality(t.envs || array(select e from unnest($12) e where e <> all (t.envs))) <= 20
+    returning ${COLUMNS}
+  ), ${audited('tenants.update', 'saved', { resource: `'tenants/' || tenant_id`, metadata: `jsonb_build_object('revision', revision)` })},
+  ${requested('saved')}
+  select * from saved`);
+
+export interface TenantFields {
+  displayName: string | undefined;
+  envs: string[];
+  policies: { membership?: number; pii?: number };
+}
+
+/** Gives no row if there is a tenant with this id. */
+export async function createTenant(tx: TenantTx, { displayName, envs, policies }: TenantFields): Promise<TenantRow[]> {
+  return tx.final(CREATE, [displayName ?? '', envs, json(policies)]);
+}
+
+/** Gives no row if there is no such tenant, its revision is another, or it would have more than 20 envs. */
+export async function updateTenant(tx: TenantTx, fields: TenantFields, revision: number | undefined): Promise<TenantRow[]> {
+  return tx.final(UPDATE, [fields.displayName, fields.envs, json(fields.policies), revision]);
+}
+
+const GET = pointRead<TenantRow>(`select ${COLUMNS} from tenants where tenant_id = $1`);
+
+/** The tenant of the scope. */
+export async function getTenant(db: TenantDb): Promise<TenantRow | undefined> {
+  const [row] = await db.query(GET);
+  return row;
+}
+
+const LIST = pointRead<TenantRow>(`select ${COLUMNS} from tenants where tenant_id > $4 order by tenant_id limit $5::int`);
+
+export async function listTenants(db: TenantDb, after: string, limit: number): Promise<TenantRow[]> {
+  return db.query(LIST, [after, limit]);
+}
+
+export interface MemberRow {
+  env: string;
+  userId: string;
+  role: number;
+  anonymous: boolean;
+  createTime: Timestamp;
+}
+
+export const memberFromRow = (row: MemberRow): Member => Member.fromPartial(row as object);
+
+const PUT_MEMBER = change<MemberRow>(`
+  with saved as (
+    insert into tenant_members as m (tenant_id, env, user_id, role)
+    values ($1, $2, $11, $12::smallint)
+    on conflict (tenant_id, env, user_id) do update set role = excluded.role
+    returning m.env, m.user_id, m.role, m.anonymous, m.create_time
+  ), ${audited('members.put', 'saved', { resource: `'members/' || user_id`, metadata: `jsonb_build_object('role', role)` })},
+  ${requested('saved')}
+  select * from saved`);
+
+export async function putMember(tx: TenantTx, userId: string, role: number): Promise<MemberRow[]> {
+  return tx.final(PUT_MEMBER, [userId, role]);
+}
+
+const REMOVE_MEMBER = change<MemberRow>(`
+  with gone as (
+    delete from tenant_members where tenant_id = $1 and env = $2 and user_id = $11
+    returning env, user_id, role, anonymous, create_time
+  ), ${audited('members.remove', 'gone', { resource: `'members/' || user_id` })}, ${requested('gone')}
+  select * from gone`);
+
+export async function removeMember(tx: TenantTx, userId: string): Promise<MemberRow[]> {
+  return tx.final(REMOVE_MEMBER, [userId]);
+}
+
+const LIST_MEMBERS = pointRead<MemberRow>(`
+  select env, user_id, role, anonymous, create_time from tenant_members
+  where tenant_id = $1 and env = $2 and user_id > $4 order by user_id limit $5::int`);
+
+export async function listMembers(db: TenantDb, after: string, limit: number): Promise<MemberRow[]> {
+  return db.query(LIST_MEMBERS, [after, limit]);
+}

@@ -1,0 +1,168 @@
+import { status } from '@grpc/grpc-js';
+import type { AdminServiceService } from '../gen/memory/v1/admin_service.ts';
+import { Member_Role, type Tenant, TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+import type { Access } from '../rpc/access.ts';
+import type { Call } from '../rpc/context.ts';
+import { etagMismatch, invalid, notFound, RpcError } from '../rpc/errors.ts';
+import type { Handlers } from '../rpc/implement.ts';
+import type { Memberships } from '../rpc/membership.ts';
+import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
+import { expiryStats } from './expiry.ts';
+import {
+  createTenant,
+  getTenant,
+  listMembers,
+  listTenants,
+  memberFromRow,
+  putMember,
+  removeMember,
+  type TenantFields,
+  tenantFromRow,
+  updateTenant,
+} from './repository.ts';
+
+const MAX_ENVS = 20;
+
+export const adminAccess: Record<string, Access> = {
+  createTenant: { operator: true },
+  updateTenant: { operator: true },
+  listTenants: { operator: true },
+  putMember: { admin: true },
+  removeMember: { admin: true },
+  listMembers: { admin: true },
+  getExpiryStats: { admin: true },
+};
+
+/** An operator's call, in the scope of the tenant itself. */
+const inTenant = (call: Call, tenant: string) => call.as({ tenant, env: '', user: '' });
+
+export function adminHandlers(members: Memberships): Handlers<typeof AdminServiceService> {
+  return {
+    async createTenant(request, call) {
+      const check = new Check();
+      checkTenant(check, request.tenant);
+      check.count('tenant.envs', request.tenant?.envs ?? [], MAX_ENVS, 1);
+      check.optionalUuid('request_id', request.requestId);
+      check.done();
+
+      const tenant = request.tenant!;
+      const [row] = await inTenant(call, tenant.tenantId).change(request, async (tx) => {
+        const created = await createTenant(tx, fieldsOf(tenant, undefined));
+        if (created.length === 0) throw new RpcError(status.ALREADY_EXISTS, 'TENANT_EXISTS', 'there is a tenant with this id');
+        return created;
+      });
+      members.forget(tenant.tenantId);
+      return { tenant: tenantFromRow(row!) };
+    },
+
+    async updateTenant(request, call) {
+      const check = new Check();
+      checkTenant(check, request.tenant);
+      check.count('tenant.envs', request.tenant?.envs ?? [], MAX_ENVS);
+      for (const path of request.updateMask ?? []) {
+        check.that(MASKABLE.includes(path), 'update_mask', `"${path.slice(0, 64)}" cannot be updated`);
+      }
+      check.optionalUuid('request_id', request.requestId);
+      check.done();
+
+      const tenant = request.tenant!;
+      const owner = inTenant(call, tenant.tenantId);
+      const [row] = await owner.change(request, async (tx) => {
+        const updated = await updateTenant(tx, fieldsOf(tenant, request.updateMask), revisionOf(tenant.etag));
+        if (updated.length > 0) return updated;
+        const stored = await getTenant(owner.db);
+        if (!stored) throw notFound('tenant');
+        if (tenant.etag && tenant.etag !== etagOf(stored.revision)) throw etagMismatch(etagOf(stored.revision));
+        throw invalid([{ field: 'tenant.envs', description: `more than ${MAX_ENVS}` }]);
+      });
+      members.forget(tenant.tenantId);
+      return { tenant: tenantFromRow(row!) };
+    },
+
+    async listTenants(request, call) {
+      const check = new Check();
+      check.page(request);
+      check.done();
+
+      const owner = inTenant(call, '');
+      const page = owner.page(request);
+      const found = await listTenants(owner.db, page.after?.[0] ?? '', page.limit);
+      const { rows, nextPageToken } = page.cut(found, (row) => [row.tenantId]);
+      return { tenants: rows.map(tenantFromRow), nextPageToken };
+    },
+
+    async putMember(request, call) {
+      const check = new Check();
+      check.id('member.user_id', request.member?.userId ?? '');
+      check.oneOf('member.role', request.member?.role ?? 0, Member_Role);
+      check.optionalUuid('request_id', request.requestId);
+      check.done();
+
+      const { userId, role } = request.member!;
+      const [row] = await call.change(request, (tx) => putMember(tx, userId, role));
+      members.forget(call.identity.tenant);
+      return { member: memberFromRow(row!) };
+    },
+
+    async removeMember(request, call) {
+      const check = new Check();
+      check.id('user_id', request.userId);
+      check.optionalUuid('request_id', request.requestId);
+      check.done();
+
+      await call.change(request, async (tx) => {
+        const gone = await removeMember(tx, request.userId);
+        if (gone.length === 0) throw notFound('member');
+        return gone;
+      });
+      members.forget(call.identity.tenant);
+      return {};
+    },
+
+    async listMembers(request, call) {
+      const check = new Check();
+      check.page(request);
+      check.done();
+
+      const page = call.page(request);
+      const found = await listMembers(call.db, page.after?.[0] ?? '', page.limit);
+      const { rows, nextPageToken } = page.cut(found, (row) => [row.userId]);
+      return { members: rows.map(memberFromRow), nextPageToken };
+    },
+
+    async getExpiryStats(_request, call) {
+      return { stats: await expiryStats(call.db) };
+    },
+  };
+}
+
+const MASKABLE = ['display_name', 'envs', 'policies', 'policies.membership', 'policies.pii'];
+
+function checkTenant(check: Check, tenant: Tenant | undefined): void {
+  if (!check.that(tenant !== undefined, 'tenant', 'required') || !tenant) return;
+  check.slug('tenant.tenant_id', tenant.tenantId);
+  check.text('tenant.display_name', tenant.displayName, 200);
+  check.etag('tenant.etag', tenant.etag);
+  tenant.envs.slice(0, MAX_ENVS).forEach((env, i) => check.slug(`tenant.envs[${i}]`, env));
+  check.that(new Set(tenant.envs).size === tenant.envs.length, 'tenant.envs', 'names an env twice');
+  const { membership = 0, pii = 0 } = tenant.policies ?? {};
+  if (membership !== 0) check.oneOf('tenant.policies.membership', membership, TenantPolicies_Membership);
+  if (pii !== 0) check.oneOf('tenant.policies.pii', pii, TenantPolicies_Pii);
+}
+
+/** What is set: with a mask only what it names, where a policy without a value gets its default. */
+function fieldsOf(tenant: Tenant, mask: string[] | undefined): TenantFields {
+  const named = (...paths: string[]) => !mask || paths.some((path) => mask.includes(path));
+  const { membership = 0, pii = 0 } = tenant.policies ?? {};
+  const policies: TenantFields['policies'] = {};
+  if (named('policies', 'policies.membership') && (membership || mask)) {
+    policies.membership = membership || TenantPolicies_Membership.EXPLICIT;
+  }
+  if (named('policies', 'policies.pii') && (pii || mask)) policies.pii = pii || TenantPolicies_Pii.REJECT;
+  const displayName = tenant.displayName ?? (mask ? '' : undefined);
+  return {
+    displayName: named('display_name') ? displayName : undefined,
+    envs: named('envs') ? tenant.envs : [],
+    policies,
+  };
+}

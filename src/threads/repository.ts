@@ -1,0 +1,250 @@
+import { status } from '@grpc/grpc-js';
+import { v7 as uuidv7 } from 'uuid';
+import { audited, requested } from '../db/change.ts';
+import { change, json, pointRead, rowFromJson } from '../db/statement.ts';
+import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
+import { ForwardedFrom, Message, Thread } from '../gen/memory/v1/message.ts';
+import { deleted, invalid, notFound, RpcError } from '../rpc/errors.ts';
+
+/**
+ * What a write to a thread moves in the live sessions that point to it, as a CTE. `thread` is the CTE with the written
+ * thread's id.
+ */
+export const touchSessions = (thread: string) => `touched as (
+    update sessions s
+    set last_activity_time = w.at,
+      expire_time = case when s.sliding_ttl is null then s.expire_time else w.at + s.sliding_ttl end
+    from (select thread_id, clock_timestamp() as at from ${thread}) w
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = w.thread_id
+      and s.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now())
+    returning 1
+  )`;
+
+// One statement, so one round trip and one look at the thread row, whose lock makes seq gap-free. The look-up of stored
+// client_ids is LATERAL: as a join it would hash the whole thread.
+const APPEND = change<AppendedRow>(`
+  with session as materialized (
+    select thread_id from sessions
+    where tenant_id = $1 and env = $2 and user_id = $3 and id = $13::uuid
+      and end_time is null and delete_time is null and (expire_time is null or expire_time > now())
+  ), target as materialized (
+    select coalesce(nullif($11::text, ''), (select thread_id from session)) as thread_id
+    where $13::uuid is null or exists (select from session where $11 in ('', thread_id))
+  ), known as materialized (
+    select t.thread_uid from threads t, target
+    where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = target.thread_id and t.delete_time is null
+  ), input as materialized (
+    select e.ord, (v ->> 'id')::uuid as id, v ->> 'clientId' as client_id, (v ->> 'role')::smallint as role,
+      v ->> 'content' as content, v -> 'metadata' as metadata, v ->> 'toolCallId' as tool_call_id,
+      m.id as stored_id, m.seq as stored_seq, m.create_time as stored_time,
+      (m.role, m.content, m.metadata, m.tool_call_id) is distinct from
+        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId') as differs
+    from jsonb_array_elements($12::jsonb) with ordinality as e (v, ord)
+    left join lateral (
+      select m.* from messages m
+      where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from known) and m.client_id = v ->> 'clientId'
+      limit 1
+    ) m on v ? 'clientId'
+  ), fresh as materialized (
+    select *, row_number() over (order by ord) as n from input where stored_id is null
+  ), thread as (
+    insert into threads as t (tenant_id, env, user_id, thread_id, thread_uid, last_seq, revision, create_time, update_time)
+    select $1, $2, $3, target.thread_id, $14::uuid, f.n, f.n, f.at, f.at
+    from target, (select count(*) as n, clock_timestamp() as at from fresh) f
+    where not exists (select from input where stored_id is not null and differs)
+    on conflict (tenant_id, env, user_id, thread_id) do update
+      set last_seq = t.last_seq + excluded.last_seq, revision = t.revision + excluded.revision,
+        update_time = case when excluded.last_seq = 0 then t.update_time else greatest(t.update_time, excluded.update_time) end
+      where t.delete_time is null
+    returning t.thread_id, t.thread_uid, t.last_seq - (select count(*) from fresh) as base
+  ), inserted as (
+    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, session_id, client_id, role, content, metadata, tool_call_id, create_time)
+    select $1, $2, t.thread_uid, t.base + f.n, f.id, $3, $13::uuid, f.client_id, f.role, f.content, f.metadata, f.tool_call_id, clock_timestamp()
+    from thread t, fresh f
+    order by f.n
+    returning id, seq, create_time
+  ), ${touchSessions('thread')}, result as materialized (
+    select coalesce(n.id, i.stored_id) as id, t.thread_id, coalesce(n.seq, i.stored_seq) as seq, i.client_id,
+      coalesce(n.create_time, i.stored_time) as create_time
+    from thread t cross join input i left join inserted n on n.id = i.id
+    order by i.ord
+  ), ${audited('messages.append', 'inserted', {
+    resource: `'threads/' || (select thread_id from thread)`,
+    session: '$13::uuid',
+    metadata: `jsonb_build_object('first_seq', seq, 'count', (select count(*) from inserted))`,
+  })}, ${requested('result')}
+  select * from result`);
+
+interface AppendedRow {
+  id: string;
+  threadId: string;
+  seq: number;
+  clientId: string | null;
+  createTime: Timestamp;
+}
+
+const WHY_NOT_APPENDED = pointRead<{
+  sessionThread: string | null;
+  sessionGone: boolean;
+  sessionDeleted: boolean;
+  sessionEnded: boolean;
+  threadDeleted: boolean;
+  seen: boolean;
+}>(`
+  select s.thread_id as session_thread, s.id is null or coalesce(s.expire_time <= now(), false) as session_gone,
+    s.delete_time is not null as session_deleted, s.end_time is not null as session_ended,
+    t.delete_time is not null as thread_deleted,
+    exists (select from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = any ($6::text[])) as seen
+  from (select) one
+  left join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $5::uuid
+  left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = coalesce(nullif($4::text, ''), s.thread_id)`);
+
+export interface Append {
+  threadId: string;
+  sessionId: string;
+  messages: Message[];
+}
+
+/** Appends messages, all or none. Gives no rows if it refused: see {@link whyNotAppended}. */
+export async function appendMessages(tx: TenantTx, append: Append): Promise<AppendedRow[]> {
+  const input = append.messages.map(({ clientId, role, content, metadata, toolCallId }) => ({
+    id: uuidv7(),
+    ...(clientId && { clientId }),
+    role,
+    content,
+    ...(metadata && { metadata }),
+    toolCallId,
+  }));
+  return tx.final(APPEND, [append.threadId, json(input), append.sessionId || null, uuidv7()]);
+}
+
+export async function whyNotAppended(db: TenantDb, append: Append): Promise<RpcError> {
+  const clientIds = append.messages.map((message) => message.clientId).filter(Boolean);
+  const [why] = await db.query(WHY_NOT_APPENDED, [append.threadId, append.sessionId || null, clientIds]);
+  if (append.sessionId) {
+    if (why!.sessionDeleted) return deleted('session');
+    if (why!.sessionGone) return notFound('session');
+    if (why!.sessionEnded) return sessionEnded();
+    if (append.threadId && append.threadId !== why!.sessionThread) {
+      return invalid([{ field: 'thread_id', description: "not the session's thread" }]);
+    }
+  }
+  if (why!.threadDeleted) return deleted('thread');
+  if (why!.seen) {
+    return new RpcError(status.ALREADY_EXISTS, 'CLIENT_ID_REUSED', 'a client_id was used for a message with other content');
+  }
+  return new RpcError(status.ABORTED, 'CONFLICT', 'the thread changed at the same time', { retryAfterMs: 10 });
+}
+
+export const sessionEnded = () => new RpcError(status.FAILED_PRECONDITION, 'SESSION_ENDED', 'the session has ended');
+
+// The thread's uid is a scalar, so that every plan walks the primary key from the position. What a row adds to the page
+// is told without reading the value, and rows past 1 MiB are never read: 500 messages may hold 128 MiB.
+const page = (compare: '<' | '>', order: 'desc' | 'asc') =>
+  pointRead<MessageRow>(`
+  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, m.size
+  from (
+    select m.*, sum(size) over (order by seq ${order} rows unbounded preceding) as running
+    from (
+      select m.*, octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0) + 200 as size
+      from messages m
+      where m.tenant_id = $1 and m.env = $2
+        and m.thread_uid = (select thread_uid from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4 and delete_time is null)
+        and m.seq ${compare} $5::bigint
+      order by m.seq ${order} limit $6::int
+    ) m
+  ) m
+  where m.running - m.size <= 1048576
+  order by m.seq ${order}`);
+
+const NEWEST_FIRST = page('<', 'desc');
+const OLDEST_FIRST = page('>', 'asc');
+
+export interface MessageRow {
+  id: string;
+  sessionId: string | null;
+  seq: number;
+  clientId: string | null;
+  role: number;
+  content: string;
+  metadata: Message['metadata'] | null;
+  toolCallId: string;
+  forwardedFrom: Record<string, unknown> | null;
+  createTime: Timestamp;
+  size: number;
+}
+
+export async function listMessages(
+  db: TenantDb,
+  threadId: string,
+  from: { seq: number; ascending: boolean },
+  limit: number,
+): Promise<MessageRow[]> {
+  return db.query(from.ascending ? OLDEST_FIRST : NEWEST_FIRST, [threadId, from.seq, limit]);
+}
+
+/** A row of the table, or of a bundle, as the message of its thread. */
+export function messageFromRow(row: Omit<MessageRow, 'size'>, threadId: string): Message {
+  return Message.fromPartial({
+    ...row,
+    role: row.role as Message['role'],
+    threadId,
+    sessionId: row.sessionId ?? '',
+    clientId: row.clientId ?? '',
+    metadata: row.metadata ?? undefined,
+    forwardedFrom: row.forwardedFrom ? ForwardedFrom.fromPartial(rowFromJson(row.forwardedFrom)) : undefined,
+  });
+}
+
+const GET = pointRead<MessageRow & { threadId: string }>(`
+  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, t.thread_id
+  from messages m
+  join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null
+  where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = $4::uuid`);
+
+export async function getMessage(db: TenantDb, id: string): Promise<Message | undefined> {
+  const [row] = await db.query(GET, [id]);
+  return row && messageFromRow(row, row.threadId);
+}
+
+const STATE = pointRead<{ deleted: boolean }>(`
+  select delete_time is not null as deleted from threads
+  where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4`);
+
+/** Refuses a thread that is not there. */
+export async function requireThread(db: TenantDb, threadId: string): Promise<void> {
+  const [thread] = await db.query(STATE, [threadId]);
+  if (!thread) throw notFound('thread');
+  if (thread.deleted) throw deleted('thread');
+}
+
+const LIST = pointRead<{ threadId: string; threadUid: string; lastSeq: number; createTime: Timestamp; updateTime: Timestamp }>(`
+  select thread_id, thread_uid, last_seq, create_time, update_time from threads
+  where tenant_id = $1 and env = $2 and user_id = $3 and delete_time is null
+    and thread_uid < coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+  order by thread_uid desc limit $5::int`);
+
+export async function listThreads(db: TenantDb, after: string | undefined, limit: number): Promise<(Thread & { threadUid: string })[]> {
+  const rows = await db.query(LIST, [after, limit]);
+  return rows.map(({ threadUid, ...row }) => ({ ...Thread.fromPartial(row), threadUid }));
+}
+
+/** The CTEs that drop the thread rows of a CTE `dropped`: their messages are invisible at once, and left to the sweep. */
+export const QUEUE_DROPPED = `queued as (
+    insert into dropped_threads (tenant_id, env, thread_uid, user_id, drop_time)
+    select $1, $2, thread_uid, $3, delete_time from dropped
+    returning 1
+  )`;
+
+const DELETE = change<{ threadId: string }>(`
+  with dropped as (
+    update threads set delete_time = clock_timestamp(), revision = revision + 1
+    where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $11 and delete_time is null
+    returning thread_id, thread_uid, delete_time
+  ), ${QUEUE_DROPPED}, ${audited('threads.delete', 'dropped', { resource: `'threads/' || thread_id` })}, ${requested('dropped')}
+  select thread_id from dropped`);
+
+export async function deleteThread(tx: TenantTx, threadId: string): Promise<{ threadId: string }[]> {
+  return tx.final(DELETE, [threadId]);
+}

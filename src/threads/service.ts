@@ -1,0 +1,126 @@
+import type { ConversationServiceService } from '../gen/memory/v1/conversation_service.ts';
+import { type Message, MessageRole } from '../gen/memory/v1/message.ts';
+import { notFound } from '../rpc/errors.ts';
+import type { Handlers } from '../rpc/implement.ts';
+import { Check } from '../rpc/validate.ts';
+import {
+  appendMessages,
+  deleteThread,
+  getMessage,
+  listMessages,
+  listThreads,
+  messageFromRow,
+  requireThread,
+  whyNotAppended,
+} from './repository.ts';
+
+const CONTENT_BYTES = 256 * 1024;
+const MAX_APPENDED = 100;
+
+/** The fields of a message that a caller sets. */
+export function checkMessage(check: Check, field: string, message: Message): void {
+  check.oneOf(`${field}.role`, message.role, MessageRole);
+  check.content(`${field}.content`, message.content, CONTENT_BYTES);
+  check.struct(`${field}.metadata`, message.metadata);
+  check.optionalId(`${field}.tool_call_id`, message.toolCallId);
+}
+
+export const conversationHandlers: Handlers<typeof ConversationServiceService> = {
+  async appendMessages(request, call) {
+    const check = new Check();
+    if (request.sessionId) check.optionalId('thread_id', request.threadId);
+    else check.id('thread_id', request.threadId);
+    check.optionalUuid('session_id', request.sessionId);
+    check.optionalUuid('request_id', request.requestId);
+    const clientIds = new Set<string>();
+    if (check.count('messages', request.messages, MAX_APPENDED, 1)) {
+      request.messages.forEach((message, i) => {
+        checkMessage(check, `messages[${i}]`, message);
+        check.optionalId(`messages[${i}].client_id`, message.clientId);
+        check.that(!message.clientId || !clientIds.has(message.clientId), `messages[${i}].client_id`, 'used twice in the request');
+        clientIds.add(message.clientId);
+      });
+    }
+    check.done();
+
+    const rows = await call.change(request, async (tx) => {
+      const appended = await appendMessages(tx, request);
+      if (appended.length === 0) throw await whyNotAppended(call.db, request);
+      return appended;
+    });
+    call.about.threadId = rows[0]!.threadId;
+    return { messages: rows.map((row) => appendedMessage(row)) };
+  },
+
+  async listMessages(request, call) {
+    const check = new Check();
+    check.id('thread_id', request.threadId);
+    if (request.position?.$case === 'afterSeq') check.seq('after_seq', request.position.value);
+    if (request.position?.$case === 'beforeSeq') check.seq('before_seq', request.position.value);
+    check.page(request);
+    check.done();
+
+    const page = call.page(request);
+    const ascending = request.position?.$case === 'afterSeq';
+    const seq = Number(page.after?.[0] ?? request.position?.value ?? Number.MAX_SAFE_INTEGER);
+    const found = await listMessages(call.db, request.threadId, { seq, ascending }, page.limit);
+    if (found.length === 0) await requireThread(call.db, request.threadId);
+    const { rows, nextPageToken } = page.cut(found, (row) => [String(row.seq)], (row) => row.size);
+    return { messages: rows.map((row) => messageFromRow(row, request.threadId)), nextPageToken };
+  },
+
+  async getMessage(request, call) {
+    const check = new Check();
+    check.uuid('message_id', request.messageId);
+    check.done();
+
+    const message = await getMessage(call.db, request.messageId);
+    if (!message) throw notFound('message');
+    return { message };
+  },
+
+  async listThreads(request, call) {
+    const check = new Check();
+    check.page(request);
+    check.done();
+
+    const page = call.page(request);
+    const found = await listThreads(call.db, page.after?.[0], page.limit);
+    const { rows, nextPageToken } = page.cut(found, (row) => [row.threadUid]);
+    return { threads: rows, nextPageToken };
+  },
+
+  async deleteThread(request, call) {
+    const check = new Check();
+    check.id('thread_id', request.threadId);
+    check.optionalUuid('request_id', request.requestId);
+    check.done();
+
+    await call.change(request, async (tx) => {
+      const rows = await deleteThread(tx, request.threadId);
+      if (rows.length > 0) return rows;
+      await requireThread(call.db, request.threadId);
+      throw notFound('thread');
+    });
+    return {};
+  },
+};
+
+function appendedMessage(row: { id: string; threadId: string; seq: number; clientId: string | null; createTime: Message['createTime'] }): Message {
+  const { id, threadId, seq, clientId, createTime } = row;
+  return { ...EMPTY, id, threadId, seq, clientId: clientId ?? '', createTime };
+}
+
+const EMPTY: Message = {
+  id: '',
+  threadId: '',
+  sessionId: '',
+  seq: 0,
+  clientId: '',
+  role: MessageRole.UNSPECIFIED,
+  content: '',
+  metadata: undefined,
+  toolCallId: '',
+  forwardedFrom: undefined,
+  createTime: undefined,
+};

@@ -1,0 +1,36 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { addKey } from '../src/db/keyring.ts';
+import { migrate } from '../src/db/migrate.ts';
+import { type EmbeddedPostgres, startPostgres } from '../src/dev/postgres.ts';
+import { runSql } from './support.ts';
+
+// One Postgres for all test files; each of them starts a server of its own, and each test makes a tenant of its own.
+
+let postgres: EmbeddedPostgres;
+let folder: string;
+
+export async function mochaGlobalSetup(): Promise<void> {
+  folder = await mkdtemp(join(tmpdir(), 'memoryd-test-'));
+  postgres = await startPostgres({ folder, settings: { fsync: 'off', max_connections: '300', full_page_writes: 'off' } });
+  const owner = new URL(postgres.url);
+  await runSql(owner.href, 'create database memoryd_test');
+  owner.pathname = '/memoryd_test';
+  await migrate(owner.href);
+  await runSql(owner.href, `alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
+  const app = new URL(owner);
+  app.username = 'memoryd_app';
+  app.password = 'app';
+  await addKey(join(folder, 'keys'));
+  // Test files run in processes of their own: the environment reaches them.
+  process.env.MEMORYD_TEST_OWNER_URL = owner.href;
+  process.env.MEMORYD_TEST_APP_URL = app.href;
+  process.env.MEMORYD_TEST_KEY_FILE = join(folder, 'keys');
+}
+
+export async function mochaGlobalTeardown(): Promise<void> {
+  await postgres?.stop();
+  await rm(dirname(postgres.data), { recursive: true, force: true });
+  await rm(folder, { recursive: true, force: true });
+}

@@ -1,0 +1,164 @@
+import { randomUUID } from 'node:crypto';
+import { ChannelCredentials, type ClientUnaryCall, Metadata, type ServiceError } from '@grpc/grpc-js';
+import { expect } from 'chai';
+import pg from 'pg';
+import type { Logger } from 'pino';
+import { makeConfig } from '../src/config.ts';
+import { features } from '../src/features.ts';
+import { BadRequest, ErrorInfo, RetryInfo } from '../src/gen/google/rpc/error_details.ts';
+import { Status } from '../src/gen/google/rpc/status.ts';
+import * as adminTypes from '../src/gen/memory/v1/admin_service.ts';
+import * as auditTypes from '../src/gen/memory/v1/audit_service.ts';
+import * as conversationTypes from '../src/gen/memory/v1/conversation_service.ts';
+import * as memoryTypes from '../src/gen/memory/v1/memory_service.ts';
+import { createLog, silentLog } from '../src/log.ts';
+import { type RunningServer, startServer } from '../src/server.ts';
+
+/** Runs plain SQL on a connection of its own. As the owner it sees all tenants only where row-level security lets it. */
+export async function runSql(url: string, sql: string, values?: unknown[]): Promise<any[]> {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  try {
+    return (await client.query(sql, values)).rows;
+  } finally {
+    await client.end();
+  }
+}
+
+export const ownerUrl = (): string => process.env.MEMORYD_TEST_OWNER_URL!;
+export const appUrl = (): string => process.env.MEMORYD_TEST_APP_URL!;
+
+type Unary<Request, Response> = (
+  request: Request,
+  metadata: Metadata,
+  options: object,
+  callback: (error: ServiceError | null, response: Response) => void,
+) => ClientUnaryCall;
+
+/** A client whose unary methods are promises, with default values for the fields left out. */
+export type Promised<Client> = {
+  [Name in keyof Client as Client[Name] extends Unary<any, any> ? Name : never]: Client[Name] extends Unary<
+    infer Request,
+    infer Response
+  >
+    ? (request?: memoryTypes.DeepPartial<Request>, metadata?: Metadata, options?: { deadline?: number }) => Promise<Response>
+    : never;
+};
+
+export interface Clients {
+  memory: Promised<memoryTypes.MemoryServiceClient>;
+  conversation: Promised<conversationTypes.ConversationServiceClient>;
+  admin: Promised<adminTypes.AdminServiceClient>;
+  audit: Promised<auditTypes.AuditServiceClient>;
+  /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. */
+  raw(path: string, bytes: Buffer, metadata?: Metadata): Promise<Buffer>;
+  close(): void;
+}
+
+/** Clients of all services over one connection, that call with these headers unless a call brings its own. */
+export function connect(address: string, headers: Record<string, string> = {}): Clients {
+  const credentials = ChannelCredentials.createInsecure();
+  const all = {
+    memory: new memoryTypes.MemoryServiceClient(address, credentials),
+    conversation: new conversationTypes.ConversationServiceClient(address, credentials),
+    admin: new adminTypes.AdminServiceClient(address, credentials),
+    audit: new auditTypes.AuditServiceClient(address, credentials),
+  };
+  const defaults = metadataOf(headers);
+  const promised = (client: any, types: any) =>
+    new Proxy(client, {
+      get(_target, name: string) {
+        const requestType = types[`${name[0]!.toUpperCase()}${name.slice(1)}Request`];
+        return (request: object = {}, metadata: Metadata = defaults, options: object = {}) =>
+          new Promise((resolve, reject) => {
+            const settings = { deadline: Date.now() + 15_000, ...options };
+            const done = (error: unknown, response: unknown) => (error ? reject(error) : resolve(response));
+            client[name](requestType.fromPartial(request), metadata, settings, done);
+          });
+      },
+    });
+  return {
+    memory: promised(all.memory, memoryTypes),
+    conversation: promised(all.conversation, conversationTypes),
+    admin: promised(all.admin, adminTypes),
+    audit: promised(all.audit, auditTypes),
+    raw: (path, bytes, metadata = defaults) =>
+      new Promise((resolve, reject) => {
+        const same = (buffer: Buffer) => buffer;
+        all.memory.makeUnaryRequest(path, same, same, bytes, metadata, { deadline: Date.now() + 15_000 }, (e, r) => (e ? reject(e) : resolve(r!)));
+      }),
+    close: () => Object.values(all).forEach((client) => client.close()),
+  };
+}
+
+export function metadataOf(headers: Record<string, string>): Metadata {
+  const metadata = new Metadata();
+  for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
+  return metadata;
+}
+
+/** A server in this process, as `serve` makes it, on a free port; the sweep runs only when a test runs it. */
+export async function startTestServer(settings: Parameters<typeof makeConfig>[1] = {}, log: Logger = process.env.TEST_LOG ? createLog('info') : silentLog()): Promise<RunningServer> {
+  const chosen = { auth: 'trusted', port: 0, keyFile: process.env.MEMORYD_TEST_KEY_FILE, drainWait: 0, sweepInterval: 0 } as const;
+  return startServer(makeConfig(appUrl(), { ...chosen, ...settings }), features, log);
+}
+
+/** A fresh tenant with env `dev` and these members, made directly in the directory. */
+export async function newTenant(members: string[] = ['user'], policies: Record<string, number> = {}): Promise<string> {
+  const tenant = `t-${randomUUID()}`;
+  await runSql(ownerUrl(), 'insert into tenants (tenant_id, envs, policies) values ($1, $2, $3)', [tenant, ['dev', 'prod'], policies]);
+  for (const user of members) await addMember(tenant, user);
+  return tenant;
+}
+
+/** Adds a member; a user id that starts with `admin` is an admin. */
+export async function addMember(tenant: string, user: string, env = 'dev'): Promise<void> {
+  const role = user.startsWith('admin') ? 2 : 1;
+  await runSql(ownerUrl(), 'insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, $4)', [tenant, env, user, role]);
+}
+
+export const headersOf = (tenant: string, user = 'user', env = 'dev'): Record<string, string> => ({
+  'x-tenant-id': tenant,
+  'x-env': env,
+  'x-user-id': user,
+});
+
+/** What a failed call told, with its google.rpc details. */
+export interface Failure {
+  code: number;
+  message: string;
+  reason: string;
+  metadata: Record<string, string>;
+  violations: { field: string; description: string; reason: string }[];
+  retryAfterMs: number | undefined;
+}
+
+/** The failure of a call that must fail. */
+export async function failure(call: Promise<unknown>): Promise<Failure> {
+  const error = await call.then(
+    () => expect.fail('the call should have failed'),
+    (e: ServiceError) => e,
+  );
+  return failureOf(error);
+}
+
+export function failureOf(error: ServiceError): Failure {
+  const result: Failure = { code: error.code, message: error.details, reason: '', metadata: {}, violations: [], retryAfterMs: undefined };
+  const [bytes] = error.metadata?.get('grpc-status-details-bin') ?? [];
+  if (!bytes) return result;
+  for (const detail of Status.decode(bytes as Buffer).details) {
+    if (detail.typeUrl.endsWith('ErrorInfo')) {
+      const info = ErrorInfo.decode(detail.value);
+      expect(info.domain).to.equal('memoryd');
+      Object.assign(result, { reason: info.reason, metadata: Object.fromEntries(info.metadata) });
+    }
+    if (detail.typeUrl.endsWith('BadRequest')) {
+      result.violations = BadRequest.decode(detail.value).fieldViolations.map(({ field, description, reason }) => ({ field, description, reason }));
+    }
+    if (detail.typeUrl.endsWith('RetryInfo')) {
+      const delay = RetryInfo.decode(detail.value).retryDelay;
+      result.retryAfterMs = delay && delay.seconds * 1000 + delay.nanos / 1e6;
+    }
+  }
+  return result;
+}

@@ -169,7 +169,12 @@ export function databaseUrlOf(env: NodeJS.ProcessEnv): string | undefined {
   const named = ['DATABASE_URL', 'PGHOST', 'PGDATABASE', 'PGUSER', 'PGPORT'].some((name) => env[name]);
   if (!named)
     throw new UserError('DATABASE_URL is not set (nor are PGHOST and the like): it names the Postgres to use');
-  return env.DATABASE_URL || undefined;
+  const url = env.DATABASE_URL || undefined;
+  // Anything else pg would take as a path on a host that it makes up.
+  if (url && !/^(postgres(ql)?:\/\/|socket:|\/)/.test(url)) {
+    throw new UserError('DATABASE_URL is not a URL such as postgres://user:password@host:5432/database');
+  }
+  return url;
 }
 
 /** The README's table of settings. */

@@ -18,7 +18,12 @@ export const features: Features = {
     const { keyring, members } = kernel;
     const sessions = sessionHandlers({ keyring, members, sessionKeySeconds: config.sessionKeyTtl / 1000 });
     return [
-      implement(kernel, MemoryServiceService, { ...sessions, ...bundleHandlers }, { ...sessionAccess, ...bundleAccess }),
+      implement(
+        kernel,
+        MemoryServiceService,
+        { ...sessions, ...bundleHandlers },
+        { ...sessionAccess, ...bundleAccess },
+      ),
       implement(kernel, ConversationServiceService, conversationHandlers),
       implement(kernel, AdminServiceService, adminHandlers(members), adminAccess),
       implement(kernel, AuditServiceService, auditHandlers),

@@ -96,7 +96,9 @@ export async function startServer(config: Config, features: Features, log: Logge
       endpoint = await serveMetrics(config.metricsHost, config.metricsPort, metrics.registry, health);
       undo.push(() => endpoint?.close());
     }
-    const background = await features.background?.(deps);
+    const background = await features.background?.(deps).catch((error: Error) => {
+      throw new UserError(`the background jobs cannot start: ${error.message.split('\n')[0]}`, { cause: error });
+    });
 
     /** Not ready any more, so that no new calls are sent; then no open streams, no new calls, no open calls, no database. */
     async function drain(): Promise<void> {

@@ -13,7 +13,10 @@ let folder: string;
 
 export async function mochaGlobalSetup(): Promise<void> {
   folder = await mkdtemp(join(tmpdir(), 'memoryd-test-'));
-  postgres = await startPostgres({ folder, settings: { fsync: 'off', max_connections: '300', full_page_writes: 'off' } });
+  postgres = await startPostgres({
+    folder,
+    settings: { fsync: 'off', max_connections: '300', full_page_writes: 'off' },
+  });
   const owner = new URL(postgres.url);
   await runSql(owner.href, 'create database memoryd_test');
   owner.pathname = '/memoryd_test';

@@ -41,7 +41,11 @@ export type Promised<Client> = {
     infer Request,
     infer Response
   >
-    ? (request?: memoryTypes.DeepPartial<Request>, metadata?: Metadata, options?: { deadline?: number }) => Promise<Response>
+    ? (
+        request?: memoryTypes.DeepPartial<Request>,
+        metadata?: Metadata,
+        options?: { deadline?: number },
+      ) => Promise<Response>
     : never;
 };
 
@@ -85,7 +89,9 @@ export function connect(address: string, headers: Record<string, string> = {}): 
     raw: (path, bytes, metadata = defaults) =>
       new Promise((resolve, reject) => {
         const same = (buffer: Buffer) => buffer;
-        all.memory.makeUnaryRequest(path, same, same, bytes, metadata, { deadline: Date.now() + 15_000 }, (e, r) => (e ? reject(e) : resolve(r!)));
+        all.memory.makeUnaryRequest(path, same, same, bytes, metadata, { deadline: Date.now() + 15_000 }, (e, r) =>
+          e ? reject(e) : resolve(r!),
+        );
       }),
     close: () => Object.values(all).forEach((client) => client.close()),
   };
@@ -98,15 +104,28 @@ export function metadataOf(headers: Record<string, string>): Metadata {
 }
 
 /** A server in this process, as `serve` makes it, on a free port; the sweep runs only when a test runs it. */
-export async function startTestServer(settings: Parameters<typeof makeConfig>[1] = {}, log: Logger = process.env.TEST_LOG ? createLog('info') : silentLog()): Promise<RunningServer> {
-  const chosen = { auth: 'trusted', port: 0, keyFile: process.env.MEMORYD_TEST_KEY_FILE, drainWait: 0, sweepInterval: 0 } as const;
+export async function startTestServer(
+  settings: Parameters<typeof makeConfig>[1] = {},
+  log: Logger = process.env.TEST_LOG ? createLog('info') : silentLog(),
+): Promise<RunningServer> {
+  const chosen = {
+    auth: 'trusted',
+    port: 0,
+    keyFile: process.env.MEMORYD_TEST_KEY_FILE,
+    drainWait: 0,
+    sweepInterval: 0,
+  } as const;
   return startServer(makeConfig(appUrl(), { ...chosen, ...settings }), features, log);
 }
 
 /** A fresh tenant with env `dev` and these members, made directly in the directory. */
 export async function newTenant(members: string[] = ['user'], policies: Record<string, number> = {}): Promise<string> {
   const tenant = `t-${randomUUID()}`;
-  await runSql(ownerUrl(), 'insert into tenants (tenant_id, envs, policies) values ($1, $2, $3)', [tenant, ['dev', 'prod'], policies]);
+  await runSql(ownerUrl(), 'insert into tenants (tenant_id, envs, policies) values ($1, $2, $3)', [
+    tenant,
+    ['dev', 'prod'],
+    policies,
+  ]);
   for (const user of members) await addMember(tenant, user);
   return tenant;
 }
@@ -114,7 +133,12 @@ export async function newTenant(members: string[] = ['user'], policies: Record<s
 /** Adds a member; a user id that starts with `admin` is an admin. */
 export async function addMember(tenant: string, user: string, env = 'dev'): Promise<void> {
   const role = user.startsWith('admin') ? 2 : 1;
-  await runSql(ownerUrl(), 'insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, $4)', [tenant, env, user, role]);
+  await runSql(ownerUrl(), 'insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, $4)', [
+    tenant,
+    env,
+    user,
+    role,
+  ]);
 }
 
 export const headersOf = (tenant: string, user = 'user', env = 'dev'): Record<string, string> => ({
@@ -143,7 +167,14 @@ export async function failure(call: Promise<unknown>): Promise<Failure> {
 }
 
 export function failureOf(error: ServiceError): Failure {
-  const result: Failure = { code: error.code, message: error.details, reason: '', metadata: {}, violations: [], retryAfterMs: undefined };
+  const result: Failure = {
+    code: error.code,
+    message: error.details,
+    reason: '',
+    metadata: {},
+    violations: [],
+    retryAfterMs: undefined,
+  };
   const [bytes] = error.metadata?.get('grpc-status-details-bin') ?? [];
   if (!bytes) return result;
   for (const detail of Status.decode(bytes as Buffer).details) {
@@ -153,7 +184,11 @@ export function failureOf(error: ServiceError): Failure {
       Object.assign(result, { reason: info.reason, metadata: Object.fromEntries(info.metadata) });
     }
     if (detail.typeUrl.endsWith('BadRequest')) {
-      result.violations = BadRequest.decode(detail.value).fieldViolations.map(({ field, description, reason }) => ({ field, description, reason }));
+      result.violations = BadRequest.decode(detail.value).fieldViolations.map(({ field, description, reason }) => ({
+        field,
+        description,
+        reason,
+      }));
     }
     if (detail.typeUrl.endsWith('RetryInfo')) {
       const delay = RetryInfo.decode(detail.value).retryDelay;

@@ -28,7 +28,10 @@ describe('threads', () => {
     const first = await append('t', ['a', 'b']);
     const second = await append('t', ['c']);
     expect([...first.messages, ...second.messages].map((m) => m.seq)).to.deep.equal([1, 2, 3]);
-    const { messages } = await client.conversation.listMessages({ threadId: 't', position: { $case: 'afterSeq', value: 0 } });
+    const { messages } = await client.conversation.listMessages({
+      threadId: 't',
+      position: { $case: 'afterSeq', value: 0 },
+    });
     expect(messages.map((m) => m.content)).to.deep.equal(['a', 'b', 'c']);
     expect(messages.map((m) => m.id)).to.deep.equal([...first.messages, ...second.messages].map((m) => m.id));
   });
@@ -48,18 +51,26 @@ describe('threads', () => {
   });
 
   it('answers a client_id that the thread has seen with the stored message', async () => {
-    const [first] = (await client.conversation.appendMessages({ threadId: 't', messages: [human('x', 'c1')] })).messages;
-    const again = await client.conversation.appendMessages({ threadId: 't', messages: [human('x', 'c1'), human('y', 'c2')] });
+    const [first] = (await client.conversation.appendMessages({ threadId: 't', messages: [human('x', 'c1')] }))
+      .messages;
+    const again = await client.conversation.appendMessages({
+      threadId: 't',
+      messages: [human('x', 'c1'), human('y', 'c2')],
+    });
     expect(again.messages[0]).to.deep.equal(first);
     expect(again.messages[1]!.seq).to.equal(2);
-    const refused = await failure(client.conversation.appendMessages({ threadId: 't', messages: [human('new'), human('other', 'c1')] }));
+    const refused = await failure(
+      client.conversation.appendMessages({ threadId: 't', messages: [human('new'), human('other', 'c1')] }),
+    );
     expect(refused).to.include({ code: status.ALREADY_EXISTS, reason: 'CLIENT_ID_REUSED' });
     expect((await client.conversation.listMessages({ threadId: 't' })).messages).to.have.length(2);
   });
 
   it('stores one message for 20 concurrent appends with one client_id', async () => {
     const all = await Promise.all(
-      Array.from({ length: 20 }, () => client.conversation.appendMessages({ threadId: 't', messages: [human('x', 'same')] })),
+      Array.from({ length: 20 }, () =>
+        client.conversation.appendMessages({ threadId: 't', messages: [human('x', 'same')] }),
+      ),
     );
     expect(new Set(all.map((r) => r.messages[0]!.id)).size).to.equal(1);
     expect((await client.conversation.listMessages({ threadId: 't' })).messages).to.have.length(1);
@@ -70,20 +81,34 @@ describe('threads', () => {
     const all = await Promise.all(Array.from({ length: 10 }, () => append('t', ['a', 'b'], requestId)));
     for (const response of all) expect(response).to.deep.equal(all[0]);
     expect((await client.conversation.listMessages({ threadId: 't' })).messages).to.have.length(2);
-    expect(await failure(append('t', ['other'], requestId))).to.include({ code: status.INVALID_ARGUMENT, reason: 'REQUEST_ID_REUSED' });
+    expect(await failure(append('t', ['other'], requestId))).to.include({
+      code: status.INVALID_ARGUMENT,
+      reason: 'REQUEST_ID_REUSED',
+    });
   });
 
   it('lists from both ends, page by page, in a page of at most 1 MiB', async () => {
-    await append('t', Array.from({ length: 12 }, (_, i) => `${i}`));
+    await append(
+      't',
+      Array.from({ length: 12 }, (_, i) => `${i}`),
+    );
     const newest = await client.conversation.listMessages({ threadId: 't', pageSize: 5 });
     expect(newest.messages.map((m) => m.seq)).to.deep.equal([12, 11, 10, 9, 8]);
-    const before = await client.conversation.listMessages({ threadId: 't', pageSize: 2, position: { $case: 'beforeSeq', value: 3 } });
+    const before = await client.conversation.listMessages({
+      threadId: 't',
+      pageSize: 2,
+      position: { $case: 'beforeSeq', value: 3 },
+    });
     expect(before.messages.map((m) => m.seq)).to.deep.equal([2, 1]);
     expect(before.nextPageToken).to.equal('');
     for (let i = 0; i < 6; i++) await append('big', ['x'.repeat(250 * 1024)]);
     const page = await client.conversation.listMessages({ threadId: 'big', pageSize: 500 });
     expect(page.messages.map((m) => m.seq)).to.deep.equal([6, 5, 4, 3]);
-    const rest = await client.conversation.listMessages({ threadId: 'big', pageSize: 500, pageToken: page.nextPageToken });
+    const rest = await client.conversation.listMessages({
+      threadId: 'big',
+      pageSize: 500,
+      pageToken: page.nextPageToken,
+    });
     expect(rest.messages.map((m) => m.seq)).to.deep.equal([2, 1]);
   });
 
@@ -93,7 +118,7 @@ describe('threads', () => {
       content: 'Grüße 👋\n\t"quoted" \\ \u2028',
       clientId: 'c',
       toolCallId: 'call_1',
-      metadata: { a: 1.5, b: [true, null, { c: 'd' }], empty: {}, 'ключ': '' },
+      metadata: { a: 1.5, b: [true, null, { c: 'd' }], empty: {}, ключ: '' },
     };
     const sent = await client.conversation.appendMessages({ threadId: 't', messages: [message] });
     const got = await client.conversation.getMessage({ messageId: sent.messages[0]!.id });
@@ -103,13 +128,21 @@ describe('threads', () => {
   it('tells the owner that a thread was deleted, and starts it again with a new session', async () => {
     const [message] = (await append('t', ['secret'])).messages;
     await client.conversation.deleteThread({ threadId: 't' });
-    for (const late of [append('t', ['late']), client.conversation.listMessages({ threadId: 't' }), client.conversation.deleteThread({ threadId: 't' })]) {
+    for (const late of [
+      append('t', ['late']),
+      client.conversation.listMessages({ threadId: 't' }),
+      client.conversation.deleteThread({ threadId: 't' }),
+    ]) {
       expect(await failure(late)).to.include({ code: status.NOT_FOUND, reason: 'DELETED' });
     }
-    expect(await failure(client.conversation.getMessage({ messageId: message!.id }))).to.include({ code: status.NOT_FOUND });
+    expect(await failure(client.conversation.getMessage({ messageId: message!.id }))).to.include({
+      code: status.NOT_FOUND,
+    });
     await client.memory.upsertSession({ session: { surfaceId: 'web', threadId: 't' } });
     expect((await append('t', ['new'])).messages[0]!.seq).to.equal(1);
-    expect((await client.conversation.listMessages({ threadId: 't' })).messages.map((m) => m.content)).to.deep.equal(['new']);
+    expect((await client.conversation.listMessages({ threadId: 't' })).messages.map((m) => m.content)).to.deep.equal([
+      'new',
+    ]);
   });
 
   it('lists the threads of the user, newest first', async () => {
@@ -125,8 +158,16 @@ describe('threads', () => {
   it("answers another user's thread and message as if they did not exist", async () => {
     const [message] = (await append('t', ['mine'])).messages;
     const other = metadataOf(headersOf(tenant, 'other'));
-    expect(await failure(client.conversation.listMessages({ threadId: 't' }, other))).to.include({ code: status.NOT_FOUND, reason: 'NOT_FOUND' });
-    expect(await failure(client.conversation.getMessage({ messageId: message!.id }, other))).to.include({ code: status.NOT_FOUND });
-    expect((await client.conversation.appendMessages({ threadId: 't', messages: [human('theirs')] }, other)).messages[0]!.seq).to.equal(1);
+    expect(await failure(client.conversation.listMessages({ threadId: 't' }, other))).to.include({
+      code: status.NOT_FOUND,
+      reason: 'NOT_FOUND',
+    });
+    expect(await failure(client.conversation.getMessage({ messageId: message!.id }, other))).to.include({
+      code: status.NOT_FOUND,
+    });
+    expect(
+      (await client.conversation.appendMessages({ threadId: 't', messages: [human('theirs')] }, other)).messages[0]!
+        .seq,
+    ).to.equal(1);
   });
 });

@@ -21,7 +21,8 @@ export const auditHandlers: Handlers<typeof AuditServiceService> = {
 
     const { user, membership } = call.identity;
     const admin = membership.role === Member_Role.ADMIN;
-    if (!admin && request.userId && request.userId !== user) throw denied('ADMIN_REQUIRED', "other users' events are for admins");
+    if (!admin && request.userId && request.userId !== user)
+      throw denied('ADMIN_REQUIRED', "other users' events are for admins");
     const { action, sessionId, resource, outcome } = request;
     const times = { startTime: timestampText(request.startTime), endTime: timestampText(request.endTime) };
     const filter = { userId: admin ? request.userId : user, action, sessionId, resource, outcome, ...times };

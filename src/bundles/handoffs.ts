@@ -45,7 +45,12 @@ const PULL = change<LeaseRow>(`
   })}, ${requested('leased')}
   select * from leased order by id`);
 
-export async function pullHandoffs(tx: TenantTx, destination: string, most: number, leaseSeconds: number): Promise<LeaseRow[]> {
+export async function pullHandoffs(
+  tx: TenantTx,
+  destination: string,
+  most: number,
+  leaseSeconds: number,
+): Promise<LeaseRow[]> {
   return tx.final(PULL, [destination, most, leaseSeconds]);
 }
 

@@ -68,7 +68,8 @@ export interface BundleRow {
   expireTime: Timestamp | null;
 }
 
-export const bundleFromRow = (row: BundleRow): Bundle => Bundle.fromPartial({ ...row, expireTime: row.expireTime ?? undefined } as object);
+export const bundleFromRow = (row: BundleRow): Bundle =>
+  Bundle.fromPartial({ ...row, expireTime: row.expireTime ?? undefined } as object);
 
 const saveStatement = (choice: Choice) =>
   change<BundleRow>(`
@@ -134,7 +135,9 @@ export async function whyNotBundled(db: TenantDb, source: BundleSource): Promise
 
 const IN_THREAD = `m.tenant_id = $1 and m.env = $2
     and m.thread_uid = (select thread_uid from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4 and delete_time is null)`;
-const COUNT_IDS = pointRead<{ n: number }>(`select count(*) as n from messages m where ${IN_THREAD} and m.id = any ($5::uuid[])`);
+const COUNT_IDS = pointRead<{ n: number }>(
+  `select count(*) as n from messages m where ${IN_THREAD} and m.id = any ($5::uuid[])`,
+);
 const ANY_MESSAGE = pointRead<{ any: boolean }>(`select exists (select from messages m where ${IN_THREAD}) as any`);
 
 // Further parameters of a forward: $17 target thread, $18 target project, $19 create it, $20 allow a repeat, $21 the
@@ -225,7 +228,16 @@ export interface Forward {
 /** Forwards a bundle. Gives no rows if it refused: see {@link whyNotForwarded}. */
 export async function forwardBundle(tx: TenantTx, forward: Forward): Promise<ForwardRow[]> {
   const { source, targetThreadId, targetProjectId, createTarget, allowRepeat, destination } = forward;
-  const target = [targetThreadId, targetProjectId, createTarget, allowRepeat, destination, uuidv7(), uuidv7(), uuidv7()];
+  const target = [
+    targetThreadId,
+    targetProjectId,
+    createTarget,
+    allowRepeat,
+    destination,
+    uuidv7(),
+    uuidv7(),
+    uuidv7(),
+  ];
   if ('bundleId' in source) return tx.final(FORWARD_SAVED, [source.bundleId, null, null, null, null, null, ...target]);
   return tx.final(FORWARD_INLINE[source.selection.selection!.$case], [...sourceValues(source), ...target]);
 }
@@ -253,9 +265,13 @@ const GET = pointRead<BundleRow & { messages: Record<string, unknown>[]; forward
   from bundles b
   where tenant_id = $1 and env = $2 and user_id = $3 and id = $4::uuid and (expire_time is null or expire_time > now())`);
 
-/** The messages of a bundle, as they are stored in it. */
+/** The messages of a bundle, as they are stored in it. What was given inline says so. */
 export const bundledMessages = (messages: Record<string, unknown>[], sourceThreadId: string): Message[] =>
-  messages.map((message) => messageFromRow(rowFromJson(message), sourceThreadId));
+  messages.map((stored) => {
+    const message = messageFromRow(rowFromJson(stored), sourceThreadId);
+    if (!stored.unverified) return message;
+    return { ...message, forwardedFrom: { bundleId: '', threadId: sourceThreadId, seq: 0, unverified: true } };
+  });
 
 export async function getBundle(db: TenantDb, id: string): Promise<Bundle | undefined> {
   const [row] = await db.query(GET, [id]);
@@ -270,6 +286,11 @@ const LIST = pointRead<BundleRow>(`
     and id < coalesce($5::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   order by id desc limit $6::int`);
 
-export async function listBundles(db: TenantDb, sourceThreadId: string, after: string | undefined, limit: number): Promise<BundleRow[]> {
+export async function listBundles(
+  db: TenantDb,
+  sourceThreadId: string,
+  after: string | undefined,
+  limit: number,
+): Promise<BundleRow[]> {
   return db.query(LIST, [sourceThreadId, after, limit]);
 }

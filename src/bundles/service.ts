@@ -6,7 +6,7 @@ import { notFound } from '../rpc/errors.ts';
 import { SCOPES } from '../rpc/identity.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
-import { checkMessage } from '../threads/service.ts';
+import { checkMessage } from '../threads/message.ts';
 import { ackHandoff, handoffsOf, pullHandoffs, whyNotAcked } from './handoffs.ts';
 import {
   bundleFromRow,
@@ -107,7 +107,9 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
     check.done();
 
     const seconds = request.lease ? request.lease.seconds + request.lease.nanos / 1e9 : 60;
-    const leases = await call.change(request, (tx) => pullHandoffs(tx, request.destination, request.maxHandoffs || 10, seconds));
+    const leases = await call.change(request, (tx) =>
+      pullHandoffs(tx, request.destination, request.maxHandoffs || 10, seconds),
+    );
     return { handoffs: await handoffsOf(call.db, leases) };
   },
 
@@ -158,7 +160,11 @@ function checkSelection(check: Check, field: string, value: MessageSelection | u
       const { ids } = selection.value;
       if (!check.count(`${field}.message_ids.ids`, ids, MAX_MESSAGES, 1)) break;
       ids.forEach((id, i) => check.uuid(`${field}.message_ids.ids[${i}]`, id));
-      check.that(new Set(ids.map((id) => id.toLowerCase())).size === ids.length, `${field}.message_ids.ids`, 'names a message twice');
+      check.that(
+        new Set(ids.map((id) => id.toLowerCase())).size === ids.length,
+        `${field}.message_ids.ids`,
+        'names a message twice',
+      );
       break;
     }
     case 'inline': {

@@ -1,4 +1,5 @@
 import { databaseUrlOf } from '../config.ts';
+import { readSchemaState, schemaFault } from '../db/migrate.ts';
 import { type Database, type Limits, openDatabase } from '../db/pool.ts';
 import { UserError } from '../errors.ts';
 import { withClient } from '../preflight.ts';
@@ -14,7 +15,10 @@ export interface Direct {
 /** Runs a command's work on the database that the environment names; refusals are told in a line. */
 export async function direct<T>(work: (context: Direct) => Promise<T>): Promise<T> {
   const connectionString = databaseUrlOf(process.env);
-  await withClient(connectionString, async () => {}); // tells in words why it cannot be reached
+  // First what can be told in words: that it cannot be reached, or has another schema.
+  const state = await withClient(connectionString, (client) => readSchemaState((sql) => client.query(sql)));
+  const fault = schemaFault(state);
+  if (fault) throw new UserError(fault);
   const database = openDatabase({
     connectionString,
     poolSize: 1,
@@ -33,9 +37,10 @@ export async function direct<T>(work: (context: Direct) => Promise<T>): Promise<
   }
 }
 
-export function requireUuid(what: string, value: string): void {
+/** Refuses malformed arguments, all at once. */
+export function checked(fill: (check: Check) => void): void {
   const check = new Check();
-  check.uuid(what, value);
+  fill(check);
   check.done();
 }
 

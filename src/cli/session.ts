@@ -11,13 +11,21 @@ export function sessionCommand(): Command {
     .requiredOption('--env <name>', 'Its env.')
     .requiredOption('--user <id>', 'Its user.')
     .action(async (id: string, scope: Scope) => {
-      const [{ direct, print, requireUuid }, { reader }, { getSession }] = await Promise.all([
+      const [{ checked, direct, print }, { reader }, { getSession }] = await Promise.all([
         import('./direct.ts'),
         import('../db/transaction.ts'),
         import('../sessions/repository.ts'),
       ]);
-      requireUuid('the session', id);
-      print(await direct(({ database, limits }) => getSession(reader(database, scope, limits), id)));
+      const { tenant, env, user } = scope;
+      const session = await direct(async ({ database, limits }) => {
+        checked((check) => {
+          check.uuid('id', id);
+          check.slug('tenant', tenant);
+          check.slug('env', env);
+        });
+        return getSession(reader(database, { tenant, env, user }, limits), id);
+      });
+      print(session);
     });
   return command;
 }

@@ -2,7 +2,6 @@ import { v7 as uuidv7 } from 'uuid';
 import { reader, type Scope, type Stamp, type TenantDb, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { Member_Role } from '../gen/memory/v1/tenant.ts';
-import { Check } from '../rpc/validate.ts';
 import {
   createTenant,
   getTenant,
@@ -13,7 +12,7 @@ import {
   type TenantRow,
   updateTenant,
 } from '../tenants/repository.ts';
-import type { Direct } from './direct.ts';
+import { checked, type Direct } from './direct.ts';
 
 const PAGE = 500;
 
@@ -37,12 +36,6 @@ function changeIn<T>(
 }
 
 const itself = (tenant: string): Scope => ({ tenant, env: '', user: '' });
-
-function checked(fill: (check: Check) => void): void {
-  const check = new Check();
-  fill(check);
-  check.done();
-}
 
 async function existing({ database, limits }: Direct, tenant: string, env?: string): Promise<TenantRow> {
   checked((check) => check.slug('tenant', tenant));

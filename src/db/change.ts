@@ -64,7 +64,8 @@ export async function changeOnce<Row>(
   async function recover(): Promise<Row[] | undefined> {
     const [found] = await transactionOnce(database, scope, stamp, limits, (tx) => tx.final(STORED));
     if (!found) return undefined;
-    if (!found.fingerprint.equals(stamp.fingerprint!)) throw new RequestIdReused('this request_id was used for another request');
+    if (!found.fingerprint.equals(stamp.fingerprint!))
+      throw new RequestIdReused('this request_id was used for another request');
     return found.result.map(rowFromJson);
   }
 }

@@ -38,5 +38,8 @@ export function isLost(error: unknown): boolean {
   const state = sqlState(error);
   if (state) return state.startsWith('08') || ['57P01', '57P02', '57P03', '57P05', '53300'].includes(state);
   if (/^(ECONN|EPIPE|ETIMEDOUT|EHOST|ENET|ENOTFOUND|EAI_|ERR_STREAM|ERR_SOCKET)/.test(codeOf(error))) return true;
-  return error instanceof Error && /^(Connection terminated|Client has encountered a connection error|timeout expired)/.test(error.message);
+  return (
+    error instanceof Error &&
+    /^(Connection terminated|Client has encountered a connection error|timeout expired)/.test(error.message)
+  );
 }

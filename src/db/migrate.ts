@@ -3,8 +3,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import knex from 'knex';
 import pg from 'pg';
-import { migrateJobs } from '../jobs/worker.ts';
 import { connectionSettings } from './pool.ts';
+import { migrateJobs } from './queue.ts';
 
 export const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url));
 
@@ -120,6 +120,7 @@ export async function readSchemaState(
 /** Why this service cannot run on that schema, in one line, or undefined. */
 export function schemaFault({ version, compatibleFrom, known }: SchemaState): string | undefined {
   if (version < known) return `the schema is too old (version ${version}, needed ${known}): run \`memoryd migrate\``;
-  if (compatibleFrom > known) return `the schema is too new (version ${version}, usable from ${compatibleFrom}, known ${known})`;
+  if (compatibleFrom > known)
+    return `the schema is too new (version ${version}, usable from ${compatibleFrom}, known ${known})`;
   return undefined;
 }

@@ -21,7 +21,11 @@ export interface Pager {
   /** How many rows to ask for: one more than the page holds, to know whether another page follows. */
   readonly limit: number;
   /** Cuts the rows to the page, also where they reach 1 MiB, and makes the token of the next one. */
-  cut<Row>(rows: Row[], position: (row: Row) => string[], size?: (row: Row) => number): { rows: Row[]; nextPageToken: string };
+  cut<Row>(
+    rows: Row[],
+    position: (row: Row) => string[],
+    size?: (row: Row) => number,
+  ): { rows: Row[]; nextPageToken: string };
 }
 
 /** The tokens are sealed, and bound to the tenant, env, user, method and all other fields of the request. */

@@ -1,5 +1,5 @@
 import knex, { type Knex } from 'knex';
-import pg from 'pg';
+import type pg from 'pg';
 import { DatabaseAway, Interrupted, PoolExhausted } from './failure.ts';
 import { openSharedReads, type SharedReads } from './shared.ts';
 
@@ -40,8 +40,9 @@ export function connectionSettings(connectionString: string | undefined): pg.Cli
   };
 }
 
-/** Ends a connection at once, whatever it is doing. */
+/** Ends a connection at once, whatever it is doing. The pool gives it to nobody any more. */
 export function destroy(client: pg.Client): void {
+  (client as any).__knex__disposed = new Error('destroyed');
   (client as any).connection.stream.destroy();
 }
 
@@ -52,9 +53,13 @@ export function openDatabase(options: DatabaseOptions): Database {
     connection: settings as Knex.PgConnectionConfig,
     pool: { min: 0, max: options.poolSize, idleTimeoutMillis: 60_000 },
     acquireConnectionTimeout: options.poolWaitMs,
+    log: { warn() {}, error() {}, debug() {}, deprecate() {} }, // failures reach the calls, and their log lines
   });
   const tarn = pool.client.pool;
-  const shared = options.sharedConnections > 0 ? openSharedReads(settings, options) : undefined;
+  const shared =
+    options.sharedConnections > 0
+      ? openSharedReads(settings, options.sharedConnections, options.preparedStatements)
+      : undefined;
 
   return {
     options,
@@ -62,10 +67,7 @@ export function openDatabase(options: DatabaseOptions): Database {
     acquire: (limits) => within(limits, pool.client.acquireConnection(), (late) => pool.client.releaseConnection(late)),
     release(client) {
       // Only a connection outside any transaction may serve another call.
-      if (client.getTransactionStatus() !== 'I') {
-        (client as any).__knex__disposed = new Error('not idle on release');
-        destroy(client);
-      }
+      if (client.getTransactionStatus() !== 'I') destroy(client);
       void pool.client.releaseConnection(client);
     },
     usage: () => ({ used: tarn.numUsed(), free: tarn.numFree(), waiting: tarn.numPendingAcquires() }),

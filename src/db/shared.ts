@@ -1,11 +1,15 @@
 import pg from 'pg';
 import { type Call, Unit } from './exchange.ts';
-import { DatabaseAway } from './failure.ts';
-import type { DatabaseOptions } from './pool.ts';
+import { DatabaseAway, isStale } from './failure.ts';
 import { query, type Statement, type Value } from './statement.ts';
 
 export interface SharedReads {
-  read<Row>(scope: { tenant: string; env: string }, statement: Statement<Row>, values: Value[], deadline: number): Promise<Row[]>;
+  read<Row>(
+    scope: { tenant: string; env: string },
+    statement: Statement<Row>,
+    values: Value[],
+    deadline: number,
+  ): Promise<Row[]>;
   close(): Promise<void>;
 }
 
@@ -45,8 +49,8 @@ class BatchedUnit<Row> extends Unit<Row> {
   }
 }
 
-export function openSharedReads(settings: pg.ClientConfig, options: DatabaseOptions): SharedReads {
-  const slots: (Slot | undefined)[] = new Array(options.sharedConnections).fill(undefined);
+export function openSharedReads(settings: pg.ClientConfig, connections: number, prepared: boolean): SharedReads {
+  const slots: (Slot | undefined)[] = new Array(connections).fill(undefined);
   let turn = 0;
 
   // A connection that answers nothing, not even a time-out, is dropped, and its units fail over.
@@ -87,12 +91,15 @@ export function openSharedReads(settings: pg.ClientConfig, options: DatabaseOpti
         { statement: PROLOGUE, values: [scope.tenant, scope.env, `${left}ms`] },
         { statement, values },
       ];
-      const unit = new BatchedUnit<any>(calls, options.preparedStatements);
+      const unit = new BatchedUnit<any>(calls, prepared);
       if (slot.pending++ === 0) slot.overdue = 0;
       slot.overdue = Math.max(slot.overdue, Date.now() + left + 1000);
       slot.client.query(unit as any);
       try {
         return await unit.done;
+      } catch (error) {
+        if (isStale(error)) (slot.client as any).connection.stream.destroy(); // and with it what it had prepared
+        throw error;
       } finally {
         slot.pending--;
       }

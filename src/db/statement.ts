@@ -25,7 +25,13 @@ const SCOPE_TYPES = [TEXT, TEXT, TEXT];
 const STAMP_TYPES = [TEXT, TEXT, UUID, BYTEA, UUID, TEXT, TEXT];
 
 function define<Row>(text: string, parameterTypes: number[], shared: boolean, change: boolean): Statement<Row> {
-  return { name: `m${createHash('sha1').update(text).digest('hex').slice(0, 20)}`, text, parameterTypes, shared, change };
+  return {
+    name: `m${createHash('sha1').update(text).digest('hex').slice(0, 20)}`,
+    text,
+    parameterTypes,
+    shared,
+    change,
+  };
 }
 
 /** A read in the tenant's scope: $1 tenant, $2 env, $3 user, then its own parameters from $4. */
@@ -50,10 +56,13 @@ const NANOS = [1e9, 1e8, 1e7, 1e6, 1e5, 1e4, 1e3];
 
 /** A timestamptz as Postgres writes it, in plain text or in JSON, to the microsecond. */
 export function parseTimestamp(text: string): Timestamp {
-  const fields = /^(\d{4,6})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?([+-])(\d\d)(?::?(\d\d))?$/.exec(text);
+  const fields = /^(\d{4,6})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?([+-])(\d\d)(?::?(\d\d))?$/.exec(
+    text,
+  );
   if (!fields) throw new RangeError('not a timestamp of the common era');
   const [, year, month, day, hour, minute, second, fraction = '', sign, offsetHours, offsetMinutes = '0'] = fields;
-  const utc = Date.UTC(Number(year), Number(month) - 1, Number(day), Number(hour), Number(minute), Number(second)) / 1000;
+  const utc =
+    Date.UTC(Number(year), Number(month) - 1, Number(day), Number(hour), Number(minute), Number(second)) / 1000;
   const offset = (Number(offsetHours) * 60 + Number(offsetMinutes)) * 60;
   return {
     seconds: sign === '+' ? utc - offset : utc + offset,
@@ -91,7 +100,8 @@ export const PARSERS = new Map<number, Parse>([
   ...[BYTEA, 1009, 1015, 2951].map((oid): [number, Parse] => [oid, pg.types.getTypeParser(oid) as Parse]),
 ]);
 
-export const camelCase = (name: string): string => name.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+export const camelCase = (name: string): string =>
+  name.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
 
 /** An object of `to_jsonb(row)` as the row itself would come: names in camelCase, columns `…_time` as timestamps. */
 export function rowFromJson(object: Record<string, unknown>): any {

@@ -97,8 +97,16 @@ export async function transactionOnce<T>(
     return unit ? await unit.done : [];
   }
 
-  const run = (last: boolean) => (statement: Statement<any>, values: Value[] = []) =>
-    send(new Unit([{ statement, values: [...leading(statement, scope, stamp), ...values] }], database.options.preparedStatements), last);
+  const run =
+    (last: boolean) =>
+    (statement: Statement<any>, values: Value[] = []) =>
+      send(
+        new Unit(
+          [{ statement, values: [...leading(statement, scope, stamp), ...values] }],
+          database.options.preparedStatements,
+        ),
+        last,
+      );
 
   try {
     const result = await work({ scope, query: run(false), final: run(true) });
@@ -124,15 +132,23 @@ async function rollback(client: pg.Client): Promise<void> {
 
 /** Cancels what runs when the call is over, and gives up on a connection that answers nothing at all. */
 function watchOver(client: pg.Client, limits: Limits, left: number): { end(): Promise<void> } {
+  let over = false;
   let cancelling: Promise<void> | undefined;
   const cancel = () => {
-    cancelling ??= cancelRequest(client);
+    cancelling ??= (async () => {
+      // A cancel that arrives before the statement does is lost, so it is sent until the statement has ended.
+      for (let wait = 10; !over; wait = Math.min(100, wait * 2)) {
+        await cancelRequest(client);
+        if (!over) await new Promise((resolve) => setTimeout(resolve, wait));
+      }
+    })();
   };
   const deaf = setTimeout(() => destroy(client), left + 1000);
   limits.signal?.addEventListener('abort', cancel);
   if (limits.signal?.aborted) cancel();
   return {
     async end() {
+      over = true;
       clearTimeout(deaf);
       limits.signal?.removeEventListener('abort', cancel);
       await cancelling; // else it could hit the connection's next transaction
@@ -202,14 +218,17 @@ export function reader(database: Database, scope: Scope, limits: Limits): Tenant
     async query<Row>(statement: Statement<Row>, values: Value[] = []): Promise<Row[]> {
       const { shared } = database;
       if (!shared || !statement.shared) {
-        return transaction(database, scope, undefined, limits, { repeatable: true }, (tx) => tx.final(statement, values));
+        return transaction(database, scope, undefined, limits, { repeatable: true }, (tx) =>
+          tx.final(statement, values),
+        );
       }
       const parameters = [...leading(statement, scope, undefined), ...values];
       for (let attempt = 1; ; attempt++) {
         try {
           return await shared.read(scope, statement, parameters, limits.deadline);
         } catch (error) {
-          if (attempt === ATTEMPTS || !(isLost(error) || isStale(error))) throw isLost(error) ? new DatabaseAway('the connection was lost', { cause: error }) : error;
+          if (attempt === ATTEMPTS || !(isLost(error) || isStale(error)))
+            throw isLost(error) ? new DatabaseAway('the connection was lost', { cause: error }) : error;
           await pause(attempt, limits);
         }
       }

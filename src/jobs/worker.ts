@@ -1,32 +1,7 @@
-import { Logger as JobLogger, parseCronItems, run, runMigrations, type TaskList } from 'graphile-worker';
-import pg from 'pg';
+import { Logger as JobLogger, parseCronItems, run, type TaskList } from 'graphile-worker';
 import type { Logger } from 'pino';
-import { connectionSettings } from '../db/pool.ts';
+import { jobsPool, QUEUE_SCHEMA } from '../db/queue.ts';
 import { describe } from '../rpc/observe.ts';
-
-const SCHEMA = 'graphile_worker';
-
-/** A pool that works as memoryd_jobs, who owns the queue, whoever logs in. */
-function jobsPool(connectionString: string | undefined, max: number): pg.Pool {
-  const pool = new pg.Pool({ ...connectionSettings(connectionString), options: '-c role=memoryd_jobs', max });
-  pool.on('error', () => {});
-  pool.on('connect', (client) => client.on('error', () => {}));
-  return pool;
-}
-
-/** Installs the queue, or brings it up to date. The role may create its schema only as long as that takes. */
-export async function migrateJobs(connectionString: string | undefined, owner: pg.Client): Promise<void> {
-  const grant = (what: string) =>
-    owner.query(`do $$ begin execute format('${what}', current_database()); end $$`);
-  const pool = jobsPool(connectionString, 1);
-  await grant('grant create on database %I to memoryd_jobs');
-  try {
-    await runMigrations({ pgPool: pool, schema: SCHEMA, logger: new JobLogger(() => () => {}) });
-  } finally {
-    await grant('revoke create on database %I from memoryd_jobs');
-    await pool.end();
-  }
-}
 
 export interface Job {
   name: string;
@@ -66,7 +41,7 @@ export async function startJobs(connectionString: string | undefined, jobs: Job[
   const pool = jobsPool(connectionString, 3);
   const runner = await run({
     pgPool: pool,
-    schema: SCHEMA,
+    schema: QUEUE_SCHEMA,
     taskList,
     parsedCronItems: parseCronItems(items),
     concurrency: 2,

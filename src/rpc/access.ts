@@ -9,7 +9,7 @@ import type { Membership, Memberships } from './membership.ts';
 export interface Access {
   /** Anyone, without any identity (reflection). */
   public?: boolean;
-  /** The metadata may leave out the user: the handler finds or mints one. */
+  /** A service may leave out the user: the handler finds or mints one. */
   userOptional?: boolean;
   /** Needs this scope and no user. */
   scope?: string;
@@ -22,7 +22,12 @@ export interface Access {
 const OUTSIDE: Membership = { known: true, role: 0, membership: 0, pii: 0 };
 
 /** Refuses a caller that may not call the method. The answer is the same whether a tenant is unknown or not the caller's. */
-export async function authorize(members: Memberships, caller: Caller, access: Access, limits: Limits): Promise<Identity> {
+export async function authorize(
+  members: Memberships,
+  caller: Caller,
+  access: Access,
+  limits: Limits,
+): Promise<Identity> {
   if (access.public) return { ...caller, membership: OUTSIDE };
   const operator = caller.scopes.has(SCOPES.operator);
   if (access.operator) {
@@ -34,13 +39,14 @@ export async function authorize(members: Memberships, caller: Caller, access: Ac
   if (!tenant || !env) throw unauthenticated('IDENTITY_REQUIRED', `${tenant ? 'x-env' : 'x-tenant-id'} is missing`);
   const userless = access.userOptional || access.scope !== undefined || (access.admin && operator);
   if (!user && !userless) throw unauthenticated('IDENTITY_REQUIRED', 'x-user-id is missing');
-  if (access.scope && !caller.scopes.has(access.scope)) throw denied('SCOPE_REQUIRED', `needs the scope ${access.scope}`);
+  if (access.scope && !caller.scopes.has(access.scope))
+    throw denied('SCOPE_REQUIRED', `needs the scope ${access.scope}`);
 
   const membership = await members.find(tenant, env, user, limits);
   const notMember = () => denied('NOT_A_MEMBER', 'not a member of this tenant and env');
   if (!membership.known) throw notMember();
   if (access.scope || (access.admin && operator)) return { ...caller, membership };
-  if (!isMember(membership, caller) && !(access.userOptional && !user)) throw notMember();
+  if (!isMember(membership, caller) && !(access.userOptional && !user && caller.vouched)) throw notMember();
   if (access.admin && membership.role !== Member_Role.ADMIN) throw denied('ADMIN_REQUIRED', 'needs an admin');
   return { ...caller, membership };
 }

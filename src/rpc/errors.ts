@@ -43,7 +43,8 @@ export const invalid = (violations: Violation[]) =>
 export const notFound = (what: string) => new RpcError(status.NOT_FOUND, 'NOT_FOUND', `${what} not found`);
 export const deleted = (what: string) => new RpcError(status.NOT_FOUND, 'DELETED', `${what} was deleted`);
 export const denied = (reason: string, message: string) => new RpcError(status.PERMISSION_DENIED, reason, message);
-export const unauthenticated = (reason: string, message: string) => new RpcError(status.UNAUTHENTICATED, reason, message);
+export const unauthenticated = (reason: string, message: string) =>
+  new RpcError(status.UNAUTHENTICATED, reason, message);
 export const etagMismatch = (etag: string) =>
   new RpcError(status.ABORTED, 'ETAG_MISMATCH', 'the etag is not the current one', { metadata: { etag } });
 export const unavailable = (reason: string, message: string, retryAfterMs = 1000) =>
@@ -67,10 +68,15 @@ export function toRpcError(error: unknown): RpcError {
   if (error instanceof RpcError) return error;
   if (error instanceof DatabaseAway) return unavailable('DATABASE_AWAY', 'the database cannot be reached');
   if (error instanceof CommitUnknown) {
-    return unavailable('COMMIT_UNKNOWN', 'the connection was lost while committing; retry with a request_id to settle it');
+    return unavailable(
+      'COMMIT_UNKNOWN',
+      'the connection was lost while committing; retry with a request_id to settle it',
+    );
   }
-  if (error instanceof PoolExhausted) return exhausted('POOL_EXHAUSTED', 'no database connection came free in time', 1000);
-  if (error instanceof Interrupted) return new RpcError(status.DEADLINE_EXCEEDED, 'DEADLINE_EXCEEDED', 'the deadline has passed');
+  if (error instanceof PoolExhausted)
+    return exhausted('POOL_EXHAUSTED', 'no database connection came free in time', 1000);
+  if (error instanceof Interrupted)
+    return new RpcError(status.DEADLINE_EXCEEDED, 'DEADLINE_EXCEEDED', 'the deadline has passed');
   if (error instanceof BadPageToken) return invalid([{ field: 'page_token', description: error.message }]);
   if (error instanceof RequestIdReused) {
     return new RpcError(status.INVALID_ARGUMENT, 'REQUEST_ID_REUSED', error.message, {
@@ -106,16 +112,19 @@ const DETAILS_LIMIT = 4000;
 const TEXT_LIMIT = 1000;
 
 const text = (value: string) => {
-  const clean = value.toWellFormed();
+  const clean = value.toWellFormed().replace(/[\0-\x1f\x7f]/g, '\ufffd');
   return clean.length > TEXT_LIMIT ? `${clean.slice(0, TEXT_LIMIT).toWellFormed()}…` : clean;
 };
 
 function statusBytes(error: RpcError, violations: Violation[]): Buffer {
   const { metadata = {}, retryAfterMs, quota } = error.details;
   const details = [
-    any('ErrorInfo', ErrorInfo.encode(
-      ErrorInfo.fromPartial({ reason: error.reason, domain: 'memoryd', metadata: new Map(Object.entries(metadata)) }),
-    )),
+    any(
+      'ErrorInfo',
+      ErrorInfo.encode(
+        ErrorInfo.fromPartial({ reason: error.reason, domain: 'memoryd', metadata: new Map(Object.entries(metadata)) }),
+      ),
+    ),
   ];
   if (violations.length > 0) {
     const fieldViolations = violations.map((v) => ({ ...v, field: text(v.field), description: text(v.description) }));

@@ -51,7 +51,11 @@ function decodeUser(value: string): string {
 /** `--auth=trusted`: whoever reaches the port is believed. It is a loopback port, or the peer has shown a certificate. */
 export function trustHeaders(metadata: Metadata): Caller {
   const named = namedIdentity(metadata);
-  const scopes = new Set(header(metadata, 'x-scopes').split(/[\s,]+/).filter(Boolean));
+  const scopes = new Set(
+    header(metadata, 'x-scopes')
+      .split(/[\s,]+/)
+      .filter(Boolean),
+  );
   return { ...named, actor: named.user || 'service', scopes, vouched: true };
 }
 

@@ -1,3 +1,4 @@
+import { BinaryReader } from '@bufbuild/protobuf/wire';
 import type {
   handleUnaryCall,
   Metadata,
@@ -8,12 +9,11 @@ import type {
   ServiceDefinition,
   UntypedServiceImplementation,
 } from '@grpc/grpc-js';
-import { BinaryReader } from '@bufbuild/protobuf/wire';
 import { status } from '@grpc/grpc-js';
 import { decodeStrictUtf8 } from '../wire/utf8.ts';
 import { type Access, authorize } from './access.ts';
 import { type About, type Call, makeCall } from './context.ts';
-import { type RpcError, RpcError as Refusal, toRpcError, toServiceError } from './errors.ts';
+import { RpcError as Refusal, type RpcError, toRpcError, toServiceError } from './errors.ts';
 import type { Kernel } from './kernel.ts';
 
 interface Method<Request, Response, RequestStream, ResponseStream> {
@@ -108,7 +108,16 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
         const identity = await authorize(kernel.members, caller, access, limits);
         const { database, keyring } = kernel;
         const { traceId } = observed;
-        context = makeCall({ database, keyring, method: name, identity, about, limits, traceId, requester: caller.user });
+        context = makeCall({
+          database,
+          keyring,
+          method: name,
+          identity,
+          about,
+          limits,
+          traceId,
+          requester: caller.user,
+        });
         await run(context);
       } finally {
         kernel.inFlight.leave();
@@ -156,7 +165,11 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
 }
 
 /** Writes one message, and waits while the client reads more slowly than we write. */
-async function send(stream: { write(message: unknown): boolean } & NodeJS.EventEmitter, message: unknown, signal: AbortSignal) {
+async function send(
+  stream: { write(message: unknown): boolean } & NodeJS.EventEmitter,
+  message: unknown,
+  signal: AbortSignal,
+) {
   signal.throwIfAborted();
   if (stream.write(message)) return;
   await new Promise<void>((resolve) => {

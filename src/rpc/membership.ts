@@ -53,7 +53,12 @@ export function memberships(database: Database): Memberships {
       const cached = cache.get(key);
       if (cached) return cached;
       // The look-up is shared by all calls that wait for it, so it must not end with the first one's deadline.
-      const context = { limits: { deadline: Date.now() + Math.max(1000, limits.deadline - Date.now()) }, tenant, env, user };
+      const context = {
+        limits: { deadline: Date.now() + Math.max(1000, limits.deadline - Date.now()) },
+        tenant,
+        env,
+        user,
+      };
       return (await cache.fetch(key, { context })) ?? NOBODY;
     },
     forget(tenant) {

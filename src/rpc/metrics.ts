@@ -1,5 +1,5 @@
 import { status } from '@grpc/grpc-js';
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { Database } from '../db/pool.ts';
 
 export interface Metrics {
@@ -33,7 +33,11 @@ export function createMetrics(database: Database, inFlight: { count: number }): 
     labelNames: ['kind'],
     registers,
   });
-  const unknown = new Counter({ name: 'memoryd_unknown_methods_total', help: 'Calls of methods that do not exist.', registers });
+  const unknown = new Counter({
+    name: 'memoryd_unknown_methods_total',
+    help: 'Calls of methods that do not exist.',
+    registers,
+  });
   new Gauge({
     name: 'memoryd_pool_connections',
     help: 'Database connections of the pool and calls that wait for one, by state.',

@@ -4,7 +4,7 @@ import { sqlState } from '../db/failure.ts';
 import type { About } from './context.ts';
 import type { Caller } from './identity.ts';
 import type { Metrics } from './metrics.ts';
-import type { Tracer, Tracer } from './tracing.ts';
+import type { Tracer } from './tracing.ts';
 
 /** One call, from its metadata to its status. */
 export interface Observed {
@@ -21,14 +21,16 @@ export type Observe = (method: string, metadata: Metadata) => Observed;
 const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
-/** A log line, the figures and the span, if they are made, of each call. Ids only: never content, a token or a header that is not known. */
+/** A log line, the figures and, with a tracer, the span of each call. Ids only: never content, a token or an unknown header. */
 export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observe {
   return (method, metadata) => {
     const start = performance.now();
     const traceparent = String(metadata.get('traceparent')[0] ?? '');
     // Reflection is not of our package, and no part of the service's work.
     const traced = tracer && !method.startsWith('ServerReflection/');
-    const span = traced ? tracer.start(method, { traceparent, tracestate: metadata.get('tracestate').join(',') }) : undefined;
+    const span = traced
+      ? tracer.start(method, { traceparent, tracestate: metadata.get('tracestate').join(',') })
+      : undefined;
     const traceId = span?.traceId ?? TRACEPARENT.exec(traceparent)?.[1] ?? '';
     const [xRequestId] = metadata.get('x-request-id');
     return {
@@ -37,11 +39,6 @@ export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observ
         const ms = performance.now() - start;
         metrics.called(method, code, ms);
         const { caller, error } = this;
-        span?.end(code, {
-          ...(caller?.tenant && { 'memoryd.tenant': caller.tenant, 'memoryd.env': caller.env }),
-          ...(about.sessionId && { 'memoryd.session_id': about.sessionId }),
-          ...(about.threadId && { 'memoryd.thread_id': about.threadId }),
-        });
         span?.end(code, {
           ...(caller?.tenant && { 'memoryd.tenant': caller.tenant, 'memoryd.env': caller.env }),
           ...(reason && { 'memoryd.reason': reason }),
@@ -69,9 +66,19 @@ export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observ
 export function describe(error: unknown): Record<string, unknown> {
   if (sqlState(error)) {
     const { code, routine, constraint, table, column, position, stack } = error as Record<string, unknown>;
-    const frames = String(stack ?? '').split('\n').filter((line) => /^\s+at /.test(line)).join('\n');
-    return { type: 'DatabaseError', code, routine, constraint, table, column, position, stack: frames };
+    const frames = String(stack ?? '')
+      .split('\n')
+      .filter((line) => /^\s+at /.test(line))
+      .join('\n');
+    // Class 42 is about the statement itself, which holds no values.
+    const message = String(code).startsWith('42') ? (error as Error).message : undefined;
+    return { type: 'DatabaseError', code, message, routine, constraint, table, column, position, stack: frames };
   }
   if (!(error instanceof Error)) return { type: typeof error };
-  return { type: error.name, message: error.message, stack: error.stack, ...(error.cause ? { cause: describe(error.cause) } : {}) };
+  return {
+    type: error.name,
+    message: error.message,
+    stack: error.stack,
+    ...(error.cause ? { cause: describe(error.cause) } : {}),
+  };
 }

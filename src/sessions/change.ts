@@ -27,7 +27,8 @@ export function checkUpsert(check: Check, request: UpsertSessionRequest): void {
   const { session } = request;
   check.optionalUuid('request_id', request.requestId);
   if (request.updateMask) {
-    for (const path of request.updateMask) check.that(MASKABLE.has(path), 'update_mask', `"${path.slice(0, 64)}" cannot be updated`);
+    for (const path of request.updateMask)
+      check.that(MASKABLE.has(path), 'update_mask', `"${path.slice(0, 64)}" cannot be updated`);
   }
   check.expiration(request.expiration);
   check.that(!request.slidingTtl || request.expiration?.$case === 'ttl', 'sliding_ttl', 'needs a ttl');
@@ -99,7 +100,12 @@ function storedRef(ref: Session['pinnedRefs'][number] | Session['summaryRefs'][n
   return 'kind' in ref ? { ...common, kind: ref.kind } : { ...common, through_seq: ref.throughSeq };
 }
 
-const KINDS = { EMAIL: 'an e-mail address', PHONE: 'a phone number', PAYMENT_CARD: 'a payment card', NATIONAL_ID: 'a national id' };
+const KINDS = {
+  EMAIL: 'an e-mail address',
+  PHONE: 'a phone number',
+  PAYMENT_CARD: 'a payment card',
+  NATIONAL_ID: 'a national id',
+};
 
 /**
  * Applies the tenant's policy to what a snapshot must not hold raw. Gives the violations under `reject`; redacts in place

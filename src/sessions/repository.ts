@@ -198,7 +198,10 @@ const STATE = pointRead<StateRow>(`
       else s.id = $4 end`);
 
 /** Why a write found no session to change: with an id, or by its key and an etag. */
-export async function whyNotSaved(db: TenantDb, upsert: Pick<Upsert, 'id' | 'surfaceId' | 'projectId' | 'threadId'>): Promise<RpcError> {
+export async function whyNotSaved(
+  db: TenantDb,
+  upsert: Pick<Upsert, 'id' | 'surfaceId' | 'projectId' | 'threadId'>,
+): Promise<RpcError> {
   const { id, surfaceId, projectId, threadId } = upsert;
   const [state] = await db.query(STATE, [id || null, surfaceId, projectId, threadId]);
   if (!id) return etagMismatch(state ? etagOf(state.revision) : '');
@@ -210,7 +213,8 @@ export async function whyNotSaved(db: TenantDb, upsert: Pick<Upsert, 'id' | 'sur
     { field: 'session.project_id', given: projectId, stored: state.projectId },
     { field: 'session.thread_id', given: threadId, stored: state.threadId },
   ].filter(({ given, stored }) => given && given !== stored);
-  if (violations.length > 0) return invalid(violations.map(({ field }) => ({ field, description: 'immutable', reason: 'IMMUTABLE' })));
+  if (violations.length > 0)
+    return invalid(violations.map(({ field }) => ({ field, description: 'immutable', reason: 'IMMUTABLE' })));
   return etagMismatch(etagOf(state.revision));
 }
 
@@ -324,7 +328,11 @@ const DELETE = change<{ id: string; threadDeleted: boolean }>(`
   })}, ${requested('result')}
   select * from result`);
 
-export async function deleteSession(tx: TenantTx, id: string, revision: number | undefined): Promise<{ threadDeleted: boolean }[]> {
+export async function deleteSession(
+  tx: TenantTx,
+  id: string,
+  revision: number | undefined,
+): Promise<{ threadDeleted: boolean }[]> {
   return tx.final(DELETE, [id, revision]);
 }
 
@@ -333,7 +341,10 @@ const BY_KEY = pointRead<{ sessionId: string; userId: string }>(`
   where tenant_id = $1 and env = $2 and $3 in ('', user_id) and key_hash = $4::bytea and expire_time > now()`);
 
 /** The session and user of a session key that still works. */
-export async function findBySessionKey(db: TenantDb, hash: Buffer): Promise<{ sessionId: string; userId: string } | undefined> {
+export async function findBySessionKey(
+  db: TenantDb,
+  hash: Buffer,
+): Promise<{ sessionId: string; userId: string } | undefined> {
   const [row] = await db.query(BY_KEY, [hash]);
   return row;
 }

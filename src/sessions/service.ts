@@ -3,7 +3,11 @@ import { v7 as uuidv7 } from 'uuid';
 import type { Keyring } from '../db/keyring.ts';
 import { timestampText } from '../db/statement.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
-import type { MemoryServiceService, ResumeSessionRequest, UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
+import type {
+  MemoryServiceService,
+  ResumeSessionRequest,
+  UpsertSessionRequest,
+} from '../gen/memory/v1/memory_service.ts';
 import type { Access } from '../rpc/access.ts';
 import { isMember } from '../rpc/access.ts';
 import type { Call } from '../rpc/context.ts';
@@ -80,7 +84,11 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         return saved;
       });
       call.about.sessionId = row!.id;
-      return { session: sessionFromRow(row!), created: row!.created, sessionKey: keyOf(deps, call, request.requestId, row!, key) };
+      return {
+        session: sessionFromRow(row!),
+        created: row!.created,
+        sessionKey: keyOf(deps, call, request.requestId, row!, key),
+      };
     },
 
     async getSession(request, call) {
@@ -92,7 +100,8 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
 
     async listSessions(request, call) {
       const check = new Check();
-      const { surfaceId, projectId, threadId, toolId, workspacePath, processId, pinned, archived, ended, activeSince } = request;
+      const { surfaceId, projectId, threadId, toolId, workspacePath, processId, pinned, archived, ended, activeSince } =
+        request;
       check.optionalId('surface_id', surfaceId);
       check.optionalId('project_id', projectId);
       check.optionalId('thread_id', threadId);
@@ -105,9 +114,23 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
 
       const page = call.page(request);
       const since = timestampText(activeSince);
-      const filters = [surfaceId, projectId, threadId, toolId, workspacePath, processId, pinned, archived, ended, since];
+      const filters = [
+        surfaceId,
+        projectId,
+        threadId,
+        toolId,
+        workspacePath,
+        processId,
+        pinned,
+        archived,
+        ended,
+        since,
+      ];
       const found = await listSessions(call.db, filters, page.after, page.limit);
-      const position = (row: { lastActivityTime: Timestamp; id: string }) => [timestampText(row.lastActivityTime), row.id];
+      const position = (row: { lastActivityTime: Timestamp; id: string }) => [
+        timestampText(row.lastActivityTime),
+        row.id,
+      ];
       const { rows, nextPageToken } = page.cut(found, position, (row) => row.byteSize);
       return { sessions: rows.map(sessionFromRow), nextPageToken };
     },
@@ -199,7 +222,11 @@ function ownerOf(call: Call, anonymous: boolean): Call {
 }
 
 /** Which session is meant, '' if none is there, and whose it is. A session key tells both. */
-async function resumed(deps: SessionDeps, request: ResumeSessionRequest, call: Call): Promise<{ owner: Call; id: string }> {
+async function resumed(
+  deps: SessionDeps,
+  request: ResumeSessionRequest,
+  call: Call,
+): Promise<{ owner: Call; id: string }> {
   const { target } = request;
   if (target?.$case !== 'sessionKey') return { owner: ownerOf(call, request.anonymous), id: target?.value ?? '' };
 
@@ -226,7 +253,12 @@ function expiryOf({ expiration, slidingTtl, updateMask }: UpsertSessionRequest):
 const hashOf = (key: string) => createHash('sha256').update(key).digest();
 
 /** What seals the key to its place: the caller's tenant, env and request. */
-const sealContext = ({ identity }: Call, requestId: string) => ['session-key', identity.tenant, identity.env, requestId];
+const sealContext = ({ identity }: Call, requestId: string) => [
+  'session-key',
+  identity.tenant,
+  identity.env,
+  requestId,
+];
 
 /** A session key of 256 random bits. With a request_id it is kept sealed beside the result, so that a replay gives it again. */
 function newSessionKey(deps: SessionDeps, call: Call, requestId: string) {
@@ -235,7 +267,13 @@ function newSessionKey(deps: SessionDeps, call: Call, requestId: string) {
   return { text, hash: hashOf(text), lifeSeconds: deps.sessionKeySeconds, sealed };
 }
 
-function keyOf(deps: SessionDeps, call: Call, requestId: string, row: SavedRow, key: { text: string } | undefined): string {
+function keyOf(
+  deps: SessionDeps,
+  call: Call,
+  requestId: string,
+  row: SavedRow,
+  key: { text: string } | undefined,
+): string {
   if (!row.sealedKey) return key?.text ?? '';
   return deps.keyring.open(sealContext(call, requestId), row.sealedKey) ?? '';
 }

@@ -66,12 +66,16 @@ export async function sweep(database: Database, signal?: AbortSignal): Promise<M
   const limits = () => ({ deadline: Date.now() + 60_000, signal });
   let after = '';
   for (;;) {
-    const tenants = await transaction(database, DIRECTORY, undefined, limits(), { repeatable: true }, (tx) => tx.final(TENANTS, [after]));
+    const tenants = await transaction(database, DIRECTORY, undefined, limits(), { repeatable: true }, (tx) =>
+      tx.final(TENANTS, [after]),
+    );
     const scopes = tenants.flatMap(({ tenantId, envs }) => envs.map((env) => ({ tenant: tenantId, env, user: '' })));
     for (const scope of scopes) {
       for (let most = BATCH; most >= BATCH; ) {
         signal?.throwIfAborted();
-        const counts = await transaction(database, scope, undefined, limits(), { repeatable: true }, (tx) => tx.final(SWEEP));
+        const counts = await transaction(database, scope, undefined, limits(), { repeatable: true }, (tx) =>
+          tx.final(SWEEP),
+        );
         for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
         most = Math.max(0, ...counts.map(({ n }) => n));
       }

@@ -35,11 +35,11 @@ const CREATE = change<TenantRow>(`
 const UPDATE = change<TenantRow>(`
   with saved as (
     update tenants t
-    set display_name = coalesce($11, t.display_name),
+    set display_name = coalesce($11::text, t.display_name),
       envs = t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs)),
       policies = t.policies || $13::jsonb, update_time = now(), revision = t.revision + 1
     where tenant_id = $1 and ($14::bigint is null or revision = $14)
-      and cardinality(t.envs || array(select e from unnest($12) e where e <> all (t.envs))) <= 20
+      and cardinality(t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs))) <= 20
     returning ${COLUMNS}
   ), ${audited('tenants.update', 'saved', { resource: `'tenants/' || tenant_id`, metadata: `jsonb_build_object('revision', revision)` })},
   ${requested('saved')}
@@ -57,7 +57,11 @@ export async function createTenant(tx: TenantTx, { displayName, envs, policies }
 }
 
 /** Gives no row if there is no such tenant, its revision is another, or it would have more than 20 envs. */
-export async function updateTenant(tx: TenantTx, fields: TenantFields, revision: number | undefined): Promise<TenantRow[]> {
+export async function updateTenant(
+  tx: TenantTx,
+  fields: TenantFields,
+  revision: number | undefined,
+): Promise<TenantRow[]> {
   return tx.final(UPDATE, [fields.displayName, fields.envs, json(fields.policies), revision]);
 }
 
@@ -69,7 +73,9 @@ export async function getTenant(db: TenantDb): Promise<TenantRow | undefined> {
   return row;
 }
 
-const LIST = pointRead<TenantRow>(`select ${COLUMNS} from tenants where tenant_id > $4 order by tenant_id limit $5::int`);
+const LIST = pointRead<TenantRow>(
+  `select ${COLUMNS} from tenants where tenant_id > $4 order by tenant_id limit $5::int`,
+);
 
 export async function listTenants(db: TenantDb, after: string, limit: number): Promise<TenantRow[]> {
   return db.query(LIST, [after, limit]);

@@ -48,7 +48,8 @@ export function adminHandlers(members: Memberships): Handlers<typeof AdminServic
       const tenant = request.tenant!;
       const [row] = await inTenant(call, tenant.tenantId).change(request, async (tx) => {
         const created = await createTenant(tx, fieldsOf(tenant, undefined));
-        if (created.length === 0) throw new RpcError(status.ALREADY_EXISTS, 'TENANT_EXISTS', 'there is a tenant with this id');
+        if (created.length === 0)
+          throw new RpcError(status.ALREADY_EXISTS, 'TENANT_EXISTS', 'there is a tenant with this id');
         return created;
       });
       members.forget(tenant.tenantId);

@@ -132,7 +132,11 @@ export async function whyNotAppended(db: TenantDb, append: Append): Promise<RpcE
   }
   if (why!.threadDeleted) return deleted('thread');
   if (why!.seen) {
-    return new RpcError(status.ALREADY_EXISTS, 'CLIENT_ID_REUSED', 'a client_id was used for a message with other content');
+    return new RpcError(
+      status.ALREADY_EXISTS,
+      'CLIENT_ID_REUSED',
+      'a client_id was used for a message with other content',
+    );
   }
   return new RpcError(status.ABORTED, 'CONFLICT', 'the thread changed at the same time', { retryAfterMs: 10 });
 }
@@ -219,13 +223,23 @@ export async function requireThread(db: TenantDb, threadId: string): Promise<voi
   if (thread.deleted) throw deleted('thread');
 }
 
-const LIST = pointRead<{ threadId: string; threadUid: string; lastSeq: number; createTime: Timestamp; updateTime: Timestamp }>(`
+const LIST = pointRead<{
+  threadId: string;
+  threadUid: string;
+  lastSeq: number;
+  createTime: Timestamp;
+  updateTime: Timestamp;
+}>(`
   select thread_id, thread_uid, last_seq, create_time, update_time from threads
   where tenant_id = $1 and env = $2 and user_id = $3 and delete_time is null
     and thread_uid < coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   order by thread_uid desc limit $5::int`);
 
-export async function listThreads(db: TenantDb, after: string | undefined, limit: number): Promise<(Thread & { threadUid: string })[]> {
+export async function listThreads(
+  db: TenantDb,
+  after: string | undefined,
+  limit: number,
+): Promise<(Thread & { threadUid: string })[]> {
   const rows = await db.query(LIST, [after, limit]);
   return rows.map(({ threadUid, ...row }) => ({ ...Thread.fromPartial(row), threadUid }));
 }

@@ -3,6 +3,7 @@ import { type Message, MessageRole } from '../gen/memory/v1/message.ts';
 import { notFound } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
+import { checkMessage } from './message.ts';
 import {
   appendMessages,
   deleteThread,
@@ -14,16 +15,7 @@ import {
   whyNotAppended,
 } from './repository.ts';
 
-const CONTENT_BYTES = 256 * 1024;
 const MAX_APPENDED = 100;
-
-/** The fields of a message that a caller sets. */
-export function checkMessage(check: Check, field: string, message: Message): void {
-  check.oneOf(`${field}.role`, message.role, MessageRole);
-  check.content(`${field}.content`, message.content, CONTENT_BYTES);
-  check.struct(`${field}.metadata`, message.metadata);
-  check.optionalId(`${field}.tool_call_id`, message.toolCallId);
-}
 
 export const conversationHandlers: Handlers<typeof ConversationServiceService> = {
   async appendMessages(request, call) {
@@ -37,7 +29,11 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
       request.messages.forEach((message, i) => {
         checkMessage(check, `messages[${i}]`, message);
         check.optionalId(`messages[${i}].client_id`, message.clientId);
-        check.that(!message.clientId || !clientIds.has(message.clientId), `messages[${i}].client_id`, 'used twice in the request');
+        check.that(
+          !message.clientId || !clientIds.has(message.clientId),
+          `messages[${i}].client_id`,
+          'used twice in the request',
+        );
         clientIds.add(message.clientId);
       });
     }
@@ -65,7 +61,11 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
     const seq = Number(page.after?.[0] ?? request.position?.value ?? Number.MAX_SAFE_INTEGER);
     const found = await listMessages(call.db, request.threadId, { seq, ascending }, page.limit);
     if (found.length === 0) await requireThread(call.db, request.threadId);
-    const { rows, nextPageToken } = page.cut(found, (row) => [String(row.seq)], (row) => row.size);
+    const { rows, nextPageToken } = page.cut(
+      found,
+      (row) => [String(row.seq)],
+      (row) => row.size,
+    );
     return { messages: rows.map((row) => messageFromRow(row, request.threadId)), nextPageToken };
   },
 
@@ -106,7 +106,13 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
   },
 };
 
-function appendedMessage(row: { id: string; threadId: string; seq: number; clientId: string | null; createTime: Message['createTime'] }): Message {
+function appendedMessage(row: {
+  id: string;
+  threadId: string;
+  seq: number;
+  clientId: string | null;
+  createTime: Message['createTime'];
+}): Message {
   const { id, threadId, seq, clientId, createTime } = row;
   return { ...EMPTY, id, threadId, seq, clientId: clientId ?? '', createTime };
 }

@@ -1,0 +1,70 @@
+import pg from 'pg';
+import { v7 as uuidv7 } from 'uuid';
+import type { Statement, Value } from '../src/db/statement.ts';
+import { leading, type Stamp, type TenantTx } from '../src/db/transaction.ts';
+import { getSession, upsertSession } from '../src/sessions/repository.ts';
+import { appendMessages, listMessages } from '../src/threads/repository.ts';
+import type { Work } from './calls.ts';
+import { appendMessage, type Subjects, touchSession } from './subjects.ts';
+
+const MAX_CONNECTIONS = 20; // as many as the server under test has
+
+/**
+ * The same statements as prepared queries of plain `pg`, without a service around them: no transaction but the implicit one,
+ * the tenant set once per connection. What is left of a row is what pg makes of it.
+ */
+export function workOverPg(connectionString: string, subjects: Subjects): Work {
+  const { scope } = subjects;
+  const options = `-c app.tenant_id=${scope.tenant} -c app.env=${scope.env}`;
+  const pool = new pg.Pool({ connectionString, options, max: MAX_CONNECTIONS });
+  const run = async (statement: Statement<any>, values: Value[]) => {
+    const stamp = statement.change ? newStamp(scope.user) : undefined;
+    const { name, text } = statement;
+    return (await pool.query({ name, text, values: [...leading(statement, scope, stamp), ...values] })).rows;
+  };
+  const tx: TenantTx = { scope, query: run, final: run };
+
+  const gets = subjects.readSessions.map((id) => captured((db) => getSession(db, id)));
+  const list = captured((db) =>
+    listMessages(db, subjects.readThread, { seq: Number.MAX_SAFE_INTEGER, ascending: false }, 51),
+  );
+  return {
+    GetSession: (caller) => some(run(...gets[caller]!)),
+    UpsertSession: (caller) => some(upsertSession(tx, upsertOf(subjects.writtenSessions[caller]!))),
+    AppendMessages: (caller) =>
+      some(appendMessages(tx, { ...appendMessage(subjects.writtenThreads[caller]!), sessionId: '' })),
+    ListMessages: () => some(run(...list)),
+  };
+}
+
+async function some(rows: Promise<unknown[]>): Promise<unknown> {
+  if ((await rows).length === 0) throw new Error('the statement found nothing');
+  return rows;
+}
+
+/** The statement and values with which a repository's function begins. */
+function captured(begin: (db: TenantTx) => Promise<unknown>): [Statement<any>, Value[]] {
+  let call: [Statement<any>, Value[]] | undefined;
+  const query = (statement: Statement<any>, values: Value[] = []): Promise<never[]> => {
+    call = [statement, values];
+    return new Promise(() => {}); // it never goes on
+  };
+  void begin({ scope: { tenant: '', env: '', user: '' }, query, final: query });
+  return call!;
+}
+
+function upsertOf(id: string): Parameters<typeof upsertSession>[1] {
+  const { state, metadata } = touchSession(id).session!;
+  const change = { state, metadata, replace: [] };
+  return { id, surfaceId: '', projectId: '', threadId: '', change, expiry: {}, anonymous: false, revokeKeys: false };
+}
+
+const newStamp = (user: string): Stamp => ({
+  actor: user,
+  method: 'bench',
+  requestId: null,
+  fingerprint: null,
+  eventId: uuidv7(),
+  traceId: '',
+  requester: user,
+});

@@ -1,0 +1,26 @@
+import { Logger as JobLogger, runMigrations } from 'graphile-worker';
+import pg from 'pg';
+import { connectionSettings } from './pool.ts';
+
+export const QUEUE_SCHEMA = 'graphile_worker';
+
+/** A pool that works as memoryd_jobs, who owns the queue, whoever logs in. */
+export function jobsPool(connectionString: string | undefined, max: number): pg.Pool {
+  const pool = new pg.Pool({ ...connectionSettings(connectionString), options: '-c role=memoryd_jobs', max });
+  pool.on('error', () => {});
+  pool.on('connect', (client) => client.on('error', () => {}));
+  return pool;
+}
+
+/** Installs the queue, or brings it up to date. The role may create its schema only as long as that takes. */
+export async function migrateJobs(connectionString: string | undefined, owner: pg.Client): Promise<void> {
+  const grant = (what: string) => owner.query(`do $$ begin execute format('${what}', current_database()); end $$`);
+  const pool = jobsPool(connectionString, 1);
+  await grant('grant create on database %I to memoryd_jobs');
+  try {
+    await runMigrations({ pgPool: pool, schema: QUEUE_SCHEMA, logger: new JobLogger(() => () => {}) });
+  } finally {
+    await grant('revoke create on database %I from memoryd_jobs');
+    await pool.end();
+  }
+}

@@ -197,3 +197,48 @@ export function failureOf(error: ServiceError): Failure {
   }
   return result;
 }
+
+/** Plain SQL as the runtime role, which sees this tenant and env only. */
+export async function tenantSql(tenant: string, sql: string, values?: unknown[], env = 'dev'): Promise<any[]> {
+  const client = new pg.Client({ connectionString: appUrl() });
+  await client.connect();
+  try {
+    await client.query(`select set_config('app.tenant_id', $1, false), set_config('app.env', $2, false)`, [
+      tenant,
+      env,
+    ]);
+    return (await client.query(sql, values)).rows;
+  } finally {
+    await client.end();
+  }
+}
+
+/** How many rows each of these tables holds of a tenant and env. */
+export async function rowCounts(tenant: string, tables: string[], env = 'dev'): Promise<Record<string, number>> {
+  const counts = tables.map((table) => `(select count(*)::int from ${table}) as ${table}`);
+  const [row] = await tenantSql(tenant, `select ${counts.join(', ')}`, [], env);
+  return row;
+}
+
+/** The first thing that `probe` gives that is not undefined or false. */
+export async function until<T>(probe: () => Promise<T>): Promise<Exclude<T, undefined | false>> {
+  for (;;) {
+    const found = await probe();
+    if (found !== undefined && found !== false) return found as Exclude<T, undefined | false>;
+    await new Promise((resolve) => setTimeout(resolve, 25));
+  }
+}
+
+/** Everything that a list gives, page by page. */
+export async function allPages<Page extends { nextPageToken: string }>(
+  list: (pageToken: string) => Promise<Page>,
+): Promise<Page[]> {
+  const pages: Page[] = [];
+  do pages.push(await list(pages.at(-1)?.nextPageToken ?? ''));
+  while (pages.at(-1)!.nextPageToken);
+  return pages;
+}
+
+/** A timestamp in nanoseconds, to be compared. */
+export const nanosOf = (time: { seconds: number; nanos: number } | undefined): bigint =>
+  BigInt(time!.seconds) * 1_000_000_000n + BigInt(time!.nanos);

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { access, readFile, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import type pg from 'pg';
-import { makeConfig } from '../config.ts';
+import { type Config, makeConfig } from '../config.ts';
 import { addKey } from '../db/keyring.ts';
 import { migrate } from '../db/migrate.ts';
 import { startPostgres } from '../dev/postgres.ts';
@@ -44,7 +44,7 @@ export async function dev(data: string, options: Parameters<typeof makeConfig>[1
     app.password = password;
     const config = makeConfig(app.href, { ...options, keyFile, directDatabaseUrl: app.href });
     const server = await startServer(config, features, log);
-    say(greeting(server.port));
+    say(greeting(config, server.port));
     await untilSignal(log, server.stop);
   } finally {
     await postgres.stop();
@@ -81,21 +81,24 @@ async function seed(client: pg.Client): Promise<void> {
     where tenant_id in (select tenant_id from made)`);
 }
 
-const HEADERS = ['x-tenant-id: acme', 'x-env: dev', 'x-user-id: owner'];
-const REQUEST = '{"session": {"surface_id": "web", "title": "Hello"}}';
+const HEADERS = ['x-tenant-id: acme', 'x-env: dev', 'x-user-id: owner'].map((header) => `-H '${header}'`).join(' ');
+const REQUEST = `-d '{"session": {"surface_id": "web", "title": "Hello"}}'`;
 const METHOD = 'memory.v1.MemoryService/UpsertSession';
 
-export function greeting(port: number): string {
-  const headers = HEADERS.map((header) => `-H '${header}'`).join(' ');
+/** Where it listens, and calls to paste into a terminal. */
+function greeting({ host, auth, tlsCert }: Config, port: number): string {
+  const at = `${host.includes(':') && !host.startsWith('[') ? `[${host}]` : host}:${port}`;
+  const calls = `
+Try it from another terminal:
+
+grpcurl -plaintext ${HEADERS} ${REQUEST} ${at} ${METHOD}
+
+npx buf curl --protocol grpc --http2-prior-knowledge --reflect ${HEADERS} ${REQUEST} http://${at}/${METHOD}
+`;
   const rule = '-'.repeat(72);
   return `
 ${rule}
-memoryd is ready on 127.0.0.1:${port}, with tenants acme (owner, member) and globex (outsider), env dev.
-Try it from another terminal; Ctrl-C stops it.
-
-grpcurl -plaintext ${headers} -d '${REQUEST}' 127.0.0.1:${port} ${METHOD}
-
-npx buf curl --protocol grpc --http2-prior-knowledge --reflect ${headers} -d '${REQUEST}' http://127.0.0.1:${port}/${METHOD}
-${rule}
+memoryd is ready on ${at}, with tenants acme (owner, member) and globex (outsider), env dev. Ctrl-C stops it.
+${auth === 'trusted' && !tlsCert ? calls : ''}${rule}
 `;
 }

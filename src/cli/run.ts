@@ -1,4 +1,5 @@
 import type { Logger } from 'pino';
+import { describe } from '../rpc/observe.ts';
 
 /**
  * Runs until a signal, then stops once, in order; a second signal ends the process at once. What nobody caught ends it
@@ -21,7 +22,7 @@ export function untilSignal(log: Logger, stop: () => Promise<void>): Promise<voi
 /** An error that nobody caught: told, and the end. */
 export function endOnUncaught(log: Logger): void {
   const end = (error: unknown) => {
-    log.fatal({ err: error }, 'uncaught');
+    log.fatal({ err: describe(error) }, 'uncaught');
     process.exit(1);
   };
   process.on('uncaughtException', end);

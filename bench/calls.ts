@@ -25,7 +25,9 @@ export function connect(address: string) {
   };
 }
 
-function promised<Answer>(call: (done: (error: ServiceError | null, answer: Answer) => void) => unknown): Promise<Answer> {
+export function promised<Answer>(
+  call: (done: (error: ServiceError | null, answer: Answer) => void) => unknown,
+): Promise<Answer> {
   return new Promise((resolve, reject) => {
     call((error, answer) => (error ? reject(error) : resolve(answer)));
   });
@@ -44,8 +46,11 @@ export function workOverRpc(address: string, subjects: Subjects): Work {
     UpsertSession: (caller) =>
       promised((done) => memory.upsertSession(touchSession(writtenSessions[caller]!), metadata, options(), done)),
     AppendMessages: (caller) =>
-      promised((done) => conversation.appendMessages(appendMessage(writtenThreads[caller]!), metadata, options(), done)),
-    ListMessages: () => promised((done) => conversation.listMessages(listLast50(readThread), metadata, options(), done)),
+      promised((done) =>
+        conversation.appendMessages(appendMessage(writtenThreads[caller]!), metadata, options(), done),
+      ),
+    ListMessages: () =>
+      promised((done) => conversation.listMessages(listLast50(readThread), metadata, options(), done)),
   };
 }
 

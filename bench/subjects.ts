@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { Metadata } from '@grpc/grpc-js';
 import type { Scope } from '../src/db/transaction.ts';
 import { AppendMessagesRequest, ListMessagesRequest } from '../src/gen/memory/v1/conversation_service.ts';
-import { GetSessionRequest, UpsertSessionRequest } from '../src/gen/memory/v1/memory_service.ts';
+import { type GetSessionRequest, UpsertSessionRequest } from '../src/gen/memory/v1/memory_service.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import { PinnedRef_Kind } from '../src/gen/memory/v1/session.ts';
 
@@ -50,12 +50,19 @@ export function newSession(name: string): UpsertSessionRequest {
       },
       metadata: { client: 'web/5.12.0', locale: 'en-GB' },
       pinnedRefs: [
-        { kind: PinnedRef_Kind.FILE, uri: 'file:///reports/2026/q2/ledger.parquet', text: 'Ledger of the second quarter' },
+        {
+          kind: PinnedRef_Kind.FILE,
+          uri: 'file:///reports/2026/q2/ledger.parquet',
+          text: 'Ledger of the second quarter',
+        },
         { kind: PinnedRef_Kind.FACT, text: 'The fiscal year starts in April; figures are in thousands of euros.' },
         { kind: PinnedRef_Kind.URL, uri: 'https://example.com/forecast/2026', text: 'The forecast as it was approved' },
       ],
       summaryRefs: [
-        { text: 'The user compares revenue by region; EMEA is seven percent below the forecast, mostly in May.', throughSeq: 24 },
+        {
+          text: 'The user compares revenue by region; EMEA is seven percent below the forecast, mostly in May.',
+          throughSeq: 24,
+        },
       ],
       toolId: 'analyst',
       workspacePath: '/home/user/atlas',
@@ -79,4 +86,5 @@ export const appendMessage = (threadId: string, count = 1): AppendMessagesReques
     messages: Array.from({ length: count }, () => ({ role: MessageRole.HUMAN, content: CONTENT })),
   });
 
-export const listLast50 = (threadId: string): ListMessagesRequest => ListMessagesRequest.fromPartial({ threadId, pageSize: 50 });
+export const listLast50 = (threadId: string): ListMessagesRequest =>
+  ListMessagesRequest.fromPartial({ threadId, pageSize: 50 });

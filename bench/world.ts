@@ -1,12 +1,12 @@
-import { readFile, mkdtemp, rm } from 'node:fs/promises';
 import { readdirSync, readFileSync } from 'node:fs';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { addKey } from '../src/db/keyring.ts';
 import { migrate } from '../src/db/migrate.ts';
+import type { Scope } from '../src/db/transaction.ts';
 import { startPostgres } from '../src/dev/postgres.ts';
 import { withClient } from '../src/preflight.ts';
-import type { Scope } from '../src/db/transaction.ts';
 
 /** A Postgres of the bench's own with a migrated database and one tenant, in a temporary folder. */
 export interface World {
@@ -81,7 +81,10 @@ function cpuOfTree(parent: number): number | undefined {
 function statOf(pid: string): number[] {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return text.slice(text.lastIndexOf(')') + 2).split(' ').map(Number);
+    return text
+      .slice(text.lastIndexOf(')') + 2)
+      .split(' ')
+      .map(Number);
   } catch {
     return []; // it has just ended
   }

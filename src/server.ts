@@ -146,6 +146,7 @@ function kernelOf({ config, database, keyring, authenticate, gate, metrics, trac
     denials: denials(database, log),
     inFlight: gate,
     observe: observer(log, metrics, tracer),
+    count: metrics.counted,
     callMs: config.callTimeout,
   };
 }

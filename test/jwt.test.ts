@@ -9,7 +9,8 @@ import { Metadata, status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import { exportJWK, exportSPKI, generateKeyPair, type JWK, type JWTPayload, SignJWT } from 'jose';
 import { RpcError } from '../src/rpc/errors.ts';
-import type { Authenticate, Caller } from '../src/rpc/identity.ts';
+import type { Caller } from '../src/rpc/caller.ts';
+import type { Authenticate } from '../src/rpc/identity.ts';
 import { type JwtOptions, jwtAuthenticate } from '../src/rpc/jwt.ts';
 
 const ISSUER = 'https://issuer.example';

@@ -51,6 +51,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       if (saved.length === 0) throw await whyNotBundled(call.db, source);
       return saved;
     });
+    call.count('created', 'bundles', 1);
     return { bundle: (await getBundle(call.db, row!.id)) ?? bundleFromRow(row!) };
   },
 
@@ -73,6 +74,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       return forwarded;
     });
     const { firstSeq, lastSeq, repeated, handoffId } = row!;
+    if (!repeated) call.count('forwarded', 'messages', lastSeq - firstSeq + 1);
     return { bundle: bundleFromRow(row!), firstSeq, lastSeq, repeated, handoffId: handoffId ?? '' };
   },
 
@@ -83,6 +85,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
 
     const bundle = await getBundle(call.db, request.bundleId);
     if (!bundle) throw notFound('bundle');
+    call.count('read', 'bundles', 1);
     return { bundle };
   },
 

@@ -48,8 +48,8 @@ const STORED = change<{ fingerprint: Buffer; result: Record<string, unknown>[] }
 
 /**
  * Makes a change once: `work` runs in one transaction and gives the rows of the statement that stored them with
- * `requested`. If it fails or refuses, for whatever reason, and the request_id has a stored result, these rows are the
- * answer: then the change had been made before.
+ * `requested`. If it fails, refuses or gives none, for whatever reason, and the request_id has a stored result, these rows
+ * are the answer: then the change had been made before.
  */
 export async function changeOnce<Row>(
   database: Database,
@@ -57,15 +57,18 @@ export async function changeOnce<Row>(
   stamp: Stamp,
   limits: Limits,
   work: (tx: TenantTx) => Promise<Row[]>,
+  replayed: () => void = () => {},
 ): Promise<Row[]> {
   if (!stamp.requestId) return transaction(database, scope, stamp, limits, { repeatable: false }, work);
-  return transaction(database, scope, stamp, limits, { repeatable: true, recover }, work);
+  const rows = await transaction(database, scope, stamp, limits, { repeatable: true, recover }, work);
+  return rows.length > 0 ? rows : ((await recover()) ?? rows);
 
   async function recover(): Promise<Row[] | undefined> {
     const [found] = await transactionOnce(database, scope, stamp, limits, (tx) => tx.final(STORED));
     if (!found) return undefined;
     if (!found.fingerprint.equals(stamp.fingerprint!))
       throw new RequestIdReused('this request_id was used for another request');
+    replayed();
     return found.result.map(rowFromJson);
   }
 }

@@ -1,8 +1,9 @@
 import type { Limits } from '../db/pool.ts';
 import { Member_Role, TenantPolicies_Membership } from '../gen/memory/v1/tenant.ts';
+import type { Caller } from './caller.ts';
 import type { Identity } from './context.ts';
 import { denied, unauthenticated } from './errors.ts';
-import { type Caller, SCOPES } from './identity.ts';
+import { SCOPES } from './identity.ts';
 import type { Membership, Memberships } from './membership.ts';
 
 /** Who may call a method. Nothing set: a member of the tenant and env that the metadata names. */

@@ -5,8 +5,9 @@ import type { Keyring } from '../db/keyring.ts';
 import { type PageRequest, type Pager, pager } from '../db/page.ts';
 import type { Database, Limits } from '../db/pool.ts';
 import { reader, type Scope, type Stamp, type TenantDb, type TenantTx } from '../db/transaction.ts';
-import type { Caller } from './identity.ts';
+import type { Caller } from './caller.ts';
 import type { Membership } from './membership.ts';
+import type { Counted, Metrics } from './metrics.ts';
 
 /** Who calls, for whom, where: checked. */
 export interface Identity extends Caller {
@@ -18,6 +19,8 @@ export interface About {
   sessionId?: string;
   threadId?: string;
   requestId?: string;
+  /** The answer is that of an earlier call with the same request_id. */
+  replayed?: true;
 }
 
 /** What a handler knows of its call. */
@@ -38,6 +41,8 @@ export interface Call {
    */
   change<Row>(request: { requestId: string }, work: (tx: TenantTx) => Promise<Row[]>): Promise<Row[]>;
   page(request: PageRequest): Pager;
+  /** Counts for the metrics what the call made or read. What a replay repeats was counted before. */
+  count(what: Counted, kind: string, n: number): void;
 }
 
 export interface CallParts {
@@ -48,6 +53,7 @@ export interface CallParts {
   about: About;
   limits: Limits;
   traceId: string;
+  count: Metrics['counted'];
   /** Whom the metadata names: it scopes request ids, also where the user is minted or found only later. */
   requester: string;
 }
@@ -66,7 +72,12 @@ export function makeCall(parts: CallParts): Call {
     },
     as: (other) => makeCall({ ...parts, identity: { ...identity, ...other } }),
     change(request, work) {
-      return changeOnce(database, scope, stampOf(parts, request), limits, work);
+      return changeOnce(database, scope, stampOf(parts, request), limits, work, () => {
+        about.replayed = true;
+      });
+    },
+    count(what, kind, n) {
+      if (what === 'read' || !about.replayed) parts.count(what, kind, n);
     },
     page: (request) => pager(keyring, scope, method, request),
   };

@@ -5,9 +5,9 @@ import { v7 as uuidv7 } from 'uuid';
 import type { Database } from '../db/pool.ts';
 import { change } from '../db/statement.ts';
 import { transaction } from '../db/transaction.ts';
+import type { Caller } from './caller.ts';
 import type { About } from './context.ts';
 import type { RpcError } from './errors.ts';
-import type { Caller } from './identity.ts';
 
 /** Puts refused attempts into the audit trail. */
 export interface Denials {

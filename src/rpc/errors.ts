@@ -5,6 +5,8 @@ import { BadPageToken } from '../db/page.ts';
 import { BadRequest, ErrorInfo, QuotaFailure, RetryInfo } from '../gen/google/rpc/error_details.ts';
 import { Status } from '../gen/google/rpc/status.ts';
 
+import type { Caller } from './caller.ts';
+
 export interface Violation {
   field: string;
   description: string;
@@ -23,6 +25,8 @@ export class RpcError extends Error {
   readonly code: status;
   readonly reason: string;
   readonly details: ErrorDetails;
+  /** Who was refused, where that is known before the call has an identity. */
+  caller?: Caller;
 
   constructor(code: status, reason: string, message: string, details: ErrorDetails = {}) {
     super(message);

@@ -106,9 +106,10 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
         const caller = access.public ? ANYONE : await kernel.authenticate(call.metadata);
         observed.caller = caller;
         const identity = await authorize(kernel.members, caller, access, limits);
-        const { database, keyring } = kernel;
+        const { database, keyring, count } = kernel;
         const { traceId } = observed;
         context = makeCall({
+          count,
           database,
           keyring,
           method: name,
@@ -126,6 +127,7 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
       refusal = toRpcError(error);
       // A stream that its client left, or that was ended, fails wherever it just was: that is no fault of ours.
       if (refusal.code === status.INTERNAL && !call.cancelled) observed.error = error;
+      observed.caller ??= refusal.caller;
       if (observed.caller) await kernel.denials.record(refusal, observed.caller, name, about, observed.traceId);
     } finally {
       events.off('cancelled', cancel);

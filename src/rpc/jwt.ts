@@ -13,8 +13,9 @@ import {
   jwtVerify,
 } from 'jose';
 import { LRUCache } from 'lru-cache';
-import { denied, unauthenticated, unavailable } from './errors.ts';
-import { type Authenticate, agree, type Caller, header, namedIdentity, SCOPES } from './identity.ts';
+import type { Caller } from './caller.ts';
+import { denied, RpcError, unauthenticated, unavailable } from './errors.ts';
+import { type Authenticate, agree, header, namedIdentity, SCOPES } from './identity.ts';
 import { SLUG, textFault } from './validate.ts';
 
 export interface JwtOptions {
@@ -173,7 +174,21 @@ function grantOf(claim: string): Grant {
   return { tenant, env: env ?? '' };
 }
 
-function callerOf({ sub, grants, scopes }: Token, named: Named): Caller {
+/** The caller, or a refusal that names whom the token tells, for the audit trail of the tenant that it covers. */
+function callerOf(token: Token, named: Named): Caller {
+  try {
+    return permitted(token, named);
+  } catch (error) {
+    const { sub, grants, scopes } = token;
+    const tenant = sole(grants.map((grant) => grant.tenant));
+    const env = sole(grants.map((grant) => grant.env)) || named.env;
+    const user = scopes.size === 0 ? sub : '';
+    if (error instanceof RpcError) error.caller = { tenant, env, user, actor: sub, scopes, vouched: false };
+    throw error;
+  }
+}
+
+function permitted({ sub, grants, scopes }: Token, named: Named): Caller {
   const tenant = named.tenant || sole(grants.map((grant) => grant.tenant));
   const envs = grants.filter((grant) => grant.tenant === tenant).map((grant) => grant.env);
   const env = named.env || sole(envs);

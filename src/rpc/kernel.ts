@@ -4,6 +4,7 @@ import type { Denials } from './denials.ts';
 import type { Authenticate } from './identity.ts';
 import type { InFlight } from './inflight.ts';
 import type { Memberships } from './membership.ts';
+import type { Metrics } from './metrics.ts';
 import type { Observe } from './observe.ts';
 
 /** What all calls share, put together by server.ts. */
@@ -15,6 +16,7 @@ export interface Kernel {
   denials: Denials;
   inFlight: InFlight;
   observe: Observe;
+  count: Metrics['counted'];
   /** How long a call may take at most. */
   callMs: number;
 }

@@ -2,10 +2,14 @@ import { status } from '@grpc/grpc-js';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { Database } from '../db/pool.ts';
 
+export type Counted = 'created' | 'read' | 'forwarded';
+
 export interface Metrics {
   readonly registry: Registry;
   called(method: string, code: status, ms: number): void;
   unknownMethod(): void;
+  /** Things that calls created, read or forwarded. */
+  counted(what: Counted, kind: string, n: number): void;
   /** Rows that the sweep removed. */
   swept(kind: string, rows: number): void;
 }
@@ -31,6 +35,12 @@ export function createMetrics(database: Database, inFlight: { count: number }): 
     name: 'memoryd_swept_rows_total',
     help: 'Expired or deleted rows that the sweep removed, by kind.',
     labelNames: ['kind'],
+    registers,
+  });
+  const counted = new Counter({
+    name: 'memoryd_things_total',
+    help: 'Sessions, messages and bundles that calls created, read or forwarded.',
+    labelNames: ['what', 'kind'],
     registers,
   });
   const unknown = new Counter({
@@ -61,6 +71,7 @@ export function createMetrics(database: Database, inFlight: { count: number }): 
       calls.inc({ method, code: status[code] });
       seconds.observe({ method }, ms / 1000);
     },
+    counted: (what, kind, n) => counted.inc({ what, kind }, n),
     unknownMethod: () => unknown.inc(),
     swept: (kind, rows) => swept.inc({ kind }, rows),
   };

@@ -1,8 +1,8 @@
 import { type Metadata, status } from '@grpc/grpc-js';
 import type { Logger } from 'pino';
 import { sqlState } from '../db/failure.ts';
+import type { Caller } from './caller.ts';
 import type { About } from './context.ts';
-import type { Caller } from './identity.ts';
 import type { Metrics } from './metrics.ts';
 import type { Tracer } from './tracing.ts';
 

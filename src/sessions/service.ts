@@ -84,6 +84,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         return saved;
       });
       call.about.sessionId = row!.id;
+      if (row!.created) call.count('created', 'sessions', 1);
       return {
         session: sessionFromRow(row!),
         created: row!.created,
@@ -95,7 +96,9 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       const check = new Check();
       check.uuid('session_id', request.sessionId);
       check.done();
-      return { session: await getSession(call.db, request.sessionId) };
+      const session = await getSession(call.db, request.sessionId);
+      call.count('read', 'sessions', 1);
+      return { session };
     },
 
     async listSessions(request, call) {
@@ -132,6 +135,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         row.id,
       ];
       const { rows, nextPageToken } = page.cut(found, position, (row) => row.byteSize);
+      call.count('read', 'sessions', rows.length);
       return { sessions: rows.map(sessionFromRow), nextPageToken };
     },
 
@@ -161,6 +165,8 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       const lastN = request.lastN ?? 50;
       const newest = { seq: Number.MAX_SAFE_INTEGER, ascending: false };
       const found = lastN > 0 ? await listMessages(owner.db, row!.threadId, newest, lastN) : [];
+      call.count(row!.created ? 'created' : 'read', 'sessions', 1);
+      call.count('read', 'messages', found.length);
       return {
         session: sessionFromRow(row!),
         messages: found.map((message) => messageFromRow(message, row!.threadId)).reverse(),

@@ -66,7 +66,7 @@ const APPEND = change<AppendedRow>(`
     returning id, seq, create_time
   ), ${touchSessions('thread')}, result as materialized (
     select coalesce(n.id, i.stored_id) as id, t.thread_id, coalesce(n.seq, i.stored_seq) as seq, i.client_id,
-      coalesce(n.create_time, i.stored_time) as create_time
+      coalesce(n.create_time, i.stored_time) as create_time, n.id is not null as fresh
     from thread t cross join input i left join inserted n on n.id = i.id
     order by i.ord
   ), ${audited('messages.append', 'inserted', {
@@ -82,6 +82,8 @@ interface AppendedRow {
   seq: number;
   clientId: string | null;
   createTime: Timestamp;
+  /** Stored by this call, rather than known by its client_id. */
+  fresh: boolean;
 }
 
 const WHY_NOT_APPENDED = pointRead<{

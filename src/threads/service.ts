@@ -45,6 +45,7 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
       return appended;
     });
     call.about.threadId = rows[0]!.threadId;
+    call.count('created', 'messages', rows.filter((row) => row.fresh).length);
     return { messages: rows.map((row) => appendedMessage(row)) };
   },
 
@@ -66,6 +67,7 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
       (row) => [String(row.seq)],
       (row) => row.size,
     );
+    call.count('read', 'messages', rows.length);
     return { messages: rows.map((row) => messageFromRow(row, request.threadId)), nextPageToken };
   },
 
@@ -76,6 +78,7 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
 
     const message = await getMessage(call.db, request.messageId);
     if (!message) throw notFound('message');
+    call.count('read', 'messages', 1);
     return { message };
   },
 

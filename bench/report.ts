@@ -1,0 +1,73 @@
+import type { Row } from './rounds.ts';
+
+export interface Bar {
+  name: string;
+  value: number;
+  bar: number;
+  holds: boolean;
+}
+
+/** A figure that should be at most so much. */
+export const atMost = (name: string, value: number, bar: number): Bar => ({
+  name,
+  value: round(value),
+  bar,
+  holds: value <= bar,
+});
+
+const round = (value: number): number => Number(value.toPrecision(4));
+
+export function roundedRow(row: Row): Row {
+  const rounded = (value: unknown) => (typeof value === 'number' ? round(value) : value);
+  return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, rounded(value)])) as unknown as Row;
+}
+
+/** The rows as a table, groups apart, with what each costs in CPU as a multiple of the echo's. */
+export function table(rows: Row[]): string {
+  const lines: string[][] = [
+    ['operation', 'callers', '', 'calls/s', 'p50 ms', 'p95 ms', 'p99 ms', 'CPU µs/call', '× echo', 'Postgres µs/call'],
+  ];
+  let group = '';
+  for (const row of rows) {
+    const { operation, callers, contestant } = row;
+    const echo = rows.find(
+      (other) => other.operation === operation && other.callers === callers && other.contestant === 'echo',
+    );
+    const opens = group !== `${operation} ${callers}`;
+    group = `${operation} ${callers}`;
+    lines.push([
+      opens ? operation : '',
+      opens ? String(callers) : '',
+      contestant,
+      row.perSecond.toFixed(0),
+      ...[row.p50Ms, row.p95Ms, row.p99Ms].map((ms) => ms.toFixed(2)),
+      row.cpuMicros.toFixed(0),
+      echo ? (row.cpuMicros / echo.cpuMicros).toFixed(2) : '',
+      row.postgresCpuMicros?.toFixed(0) ?? '',
+    ]);
+  }
+  return aligned(lines, 3);
+}
+
+export function barTable(bars: Bar[]): string {
+  const lines = bars.map(({ name, value, bar, holds }) => [
+    name,
+    String(value),
+    `≤ ${bar}`,
+    holds ? 'holds' : 'DOES NOT HOLD',
+  ]);
+  return aligned([['bar', 'value', '', ''], ...lines], 1);
+}
+
+/** Columns of equal width; the first ones are text, and the others figures. */
+function aligned(lines: string[][], texts: number): string {
+  const widths = lines[0]!.map((_, column) => Math.max(...lines.map((line) => line[column]!.length)));
+  return lines
+    .map((line) =>
+      line
+        .map((cell, column) => (column < texts ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}

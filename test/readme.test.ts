@@ -1,0 +1,20 @@
+import { readFile } from 'node:fs/promises';
+import { expect } from 'chai';
+import { settingsTable } from '../src/config.ts';
+
+describe('README', () => {
+  it('has the settings as they are', async () => {
+    const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
+    const [, table] = /<!-- settings -->\n([\s\S]*?)\n?<!-- \/settings -->/.exec(readme) ?? [];
+    expect(table).to.equal(settingsTable());
+  });
+
+  it('names only files that exist', async () => {
+    const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
+    for (const [, path] of readme.matchAll(/\]\(([^)#:]+)\)/g)) {
+      await readFile(new URL(`../${path}`, import.meta.url)).catch((error) => {
+        if (error.code !== 'EISDIR') throw error;
+      });
+    }
+  });
+});

@@ -8,18 +8,19 @@ import { runSql } from './support.ts';
 
 // One Postgres for all test files; each of them starts a server of its own, and each test makes a tenant of its own.
 
-let postgres: EmbeddedPostgres;
+let postgres: EmbeddedPostgres | undefined;
 let folder: string;
 
 export async function mochaGlobalSetup(): Promise<void> {
   folder = await mkdtemp(join(tmpdir(), 'memoryd-test-'));
-  postgres = await startPostgres({
-    folder,
-    settings: { fsync: 'off', max_connections: '300', full_page_writes: 'off' },
-  });
-  const owner = new URL(postgres.url);
-  await runSql(owner.href, 'create database memoryd_test');
-  owner.pathname = '/memoryd_test';
+  // TEST_POSTGRES_URL: a superuser of another Postgres, to run the tests on its version.
+  const given = process.env.TEST_POSTGRES_URL;
+  const settings = { fsync: 'off', max_connections: '300', full_page_writes: 'off' };
+  if (!given) postgres = await startPostgres({ folder, settings });
+  const owner = new URL(given ?? postgres!.url);
+  const name = `memoryd_test_${process.pid}`;
+  await runSql(owner.href, `create database ${name}`);
+  owner.pathname = `/${name}`;
   await migrate(owner.href);
   await runSql(owner.href, `alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
   const app = new URL(owner);
@@ -34,6 +35,6 @@ export async function mochaGlobalSetup(): Promise<void> {
 
 export async function mochaGlobalTeardown(): Promise<void> {
   await postgres?.stop();
-  await rm(dirname(postgres.data), { recursive: true, force: true });
+  if (postgres) await rm(dirname(postgres.data), { recursive: true, force: true });
   await rm(folder, { recursive: true, force: true });
 }

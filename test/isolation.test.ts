@@ -62,7 +62,9 @@ async function ask(client: Clients, rpc: Rpc, request: object, metadata: Metadat
 /** An answer without what differs between any two calls: what they named, where they came from, ids and times. */
 function comparable({ code, message, details, response }: Answer, names: Names, place: Place): object {
   let text = JSON.stringify(response) ?? '';
-  for (const [name, value] of Object.entries({ ...names, ...place })) text = text.replaceAll(`"${value}"`, `<${name}>`);
+  for (const [name, value] of Object.entries({ self: place.user, ...place, ...names })) {
+    if (typeof value === 'string' && value) text = text.replaceAll(`"${value}"`, `<${name}>`);
+  }
   text = text
     .replaceAll(/\{"seconds":\d+,"nanos":\d+\}/g, '<time>')
     .replaceAll(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, '<uuid>')
@@ -257,7 +259,7 @@ describe('isolation', () => {
     });
   }
 
-    type Refusal = {
+  type Refusal = {
     headers: (place: Place) => Record<string, string>;
     code: Partial<Record<Access, status>> & { else: status };
   };

@@ -25,8 +25,10 @@ export function namedIdentity(metadata: Metadata): { tenant: string; env: string
   return { tenant, env, user };
 }
 
-// Header values are ASCII: other characters come percent-encoded, and so does a literal percent sign.
+// Header values are ASCII: other characters come percent-encoded, and so do a literal percent sign and a comma, as HTTP
+// joins a header that is given twice by commas.
 function decodeUser(value: string): string {
+  if (value.includes(',')) throw unauthenticated('MALFORMED_IDENTITY', 'x-user-id is given more than once');
   if (!value.includes('%')) return value;
   try {
     return decodeURIComponent(value);

@@ -94,7 +94,13 @@ function skip(name: string, why: string): void {
 async function cached(name: string, key: string[], fill: (folder: string) => Promise<void>): Promise<string> {
   const folder = join(CACHE, `${name}-${createHash('sha256').update(key.join('\n')).digest('hex').slice(0, 12)}`);
   const done = join(folder, 'done');
-  if (await access(done).then(() => true, () => false)) return folder;
+  if (
+    await access(done).then(
+      () => true,
+      () => false,
+    )
+  )
+    return folder;
   // Filled where it stays: a venv cannot be moved. The mark comes last, so that half of it is never used.
   await rm(folder, { recursive: true, force: true });
   await mkdir(folder, { recursive: true });
@@ -112,7 +118,14 @@ const goTools = (name: string, tools: string[]): Promise<string> =>
 /** `buf generate` by a template, with plugins of these folders. */
 function generate(template: string, out: string, plugins: string, paths: string[]): Promise<void> {
   const buf = fileURLToPath(import.meta.resolve('@bufbuild/buf/bin/buf'));
-  const args = ['generate', '--template', join(HERE, template), '-o', out, ...paths.flatMap((path) => ['--path', path])];
+  const args = [
+    'generate',
+    '--template',
+    join(HERE, template),
+    '-o',
+    out,
+    ...paths.flatMap((path) => ['--path', path]),
+  ];
   return run(process.execPath, [buf, ...args], { env: { PATH: `${plugins}${delimiter}${process.env.PATH}` } });
 }
 
@@ -126,7 +139,7 @@ const client: Pick<RunOptions, 'line'> = {
 async function goClient(address: string, folder: string): Promise<void> {
   const tools = await goTools('go', GO_TOOLS);
   await cp(join(HERE, 'go'), folder, { recursive: true });
-  await generate('go/buf.gen.yaml', folder, tools, ['proto']);
+  await generate('go/buf.gen.yaml', folder, tools, ['proto/memory']);
   await run('go', ['run', '.', address], { cwd: folder, env: { GOFLAGS: '', GOWORK: 'off' }, ...client });
 }
 
@@ -151,7 +164,10 @@ async function typescriptClient(address: string, folder: string): Promise<void> 
   await cp(join(HERE, 'typescript'), folder, { recursive: true });
   // Outside of node_modules, where Node does not run TypeScript, yet with its packages.
   await symlink(join(ROOT, 'node_modules'), join(folder, 'node_modules'), 'junction');
-  await generate('typescript/buf.gen.yaml', folder, join(ROOT, 'node_modules/.bin'), ['proto', 'third_party/proto/google/rpc']);
+  await generate('typescript/buf.gen.yaml', folder, join(ROOT, 'node_modules/.bin'), [
+    'proto/memory',
+    'third_party/proto/google/rpc',
+  ]);
   const compiler = fileURLToPath(import.meta.resolve('typescript/bin/tsc'));
   await run(process.execPath, [compiler, '-p', folder]);
   pass('compiles');
@@ -186,11 +202,12 @@ async function main(): Promise<void> {
     await part('buf curl', () => toured(bufCurl(address)));
     await part('@grpc/proto-loader', () => toured(protoLoader(address)));
     await part('TypeScript', () => typescriptClient(address, join(folder, 'typescript')));
-    if (python) await part('Python', async () => {
-      const out = join(folder, 'python');
-      await mkdir(out);
-      await pythonClient(python, address, out);
-    });
+    if (python)
+      await part('Python', async () => {
+        const out = join(folder, 'python');
+        await mkdir(out);
+        await pythonClient(python, address, out);
+      });
     else skip('Python', 'there is no python3 from 3.10 on with venv on the PATH');
     if (go) {
       await part('Go', () => goClient(address, join(folder, 'go')));

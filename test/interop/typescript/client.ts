@@ -5,7 +5,11 @@ import { randomUUID } from 'node:crypto';
 import { type ClientUnaryCall, credentials, Metadata, type ServiceError, status } from '@grpc/grpc-js';
 import { BadRequest, ErrorInfo } from './gen/google/rpc/error_details.ts';
 import { Status } from './gen/google/rpc/status.ts';
-import { AppendMessagesRequest, ConversationServiceClient, ListMessagesRequest } from './gen/memory/v1/conversation_service.ts';
+import {
+  AppendMessagesRequest,
+  ConversationServiceClient,
+  ListMessagesRequest,
+} from './gen/memory/v1/conversation_service.ts';
 import { ForwardBundleRequest, MemoryServiceClient, UpsertSessionRequest } from './gen/memory/v1/memory_service.ts';
 import { MessageRole } from './gen/memory/v1/message.ts';
 
@@ -86,14 +90,20 @@ const append = AppendMessagesRequest.fromPartial({
   requestId: randomUUID(),
 });
 const appended = await call(conversation.appendMessages.bind(conversation), append);
-deepEqual(appended.messages.map(({ seq }) => seq), [1, 2]);
+deepEqual(
+  appended.messages.map(({ seq }) => seq),
+  [1, 2],
+);
 passed('appends messages');
 deepEqual(await call(conversation.appendMessages.bind(conversation), append), appended);
 passed('appends once for one request_id');
 
 const list = ListMessagesRequest.fromPartial({ threadId, position: { $case: 'afterSeq', value: 0 } });
 const listed = await call(conversation.listMessages.bind(conversation), list);
-deepEqual(listed.messages.map(({ content }) => content), ['Grüße 👋', 'Hello.']);
+deepEqual(
+  listed.messages.map(({ content }) => content),
+  ['Grüße 👋', 'Hello.'],
+);
 passed('lists messages');
 
 const forward = ForwardBundleRequest.fromPartial({

@@ -1,15 +1,16 @@
 import { randomBytes, randomUUID } from 'node:crypto';
-import { type Metadata, type ServiceError, status } from '@grpc/grpc-js';
+import { type Metadata, status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import { pino } from 'pino';
 import type { RunningServer } from '../src/server.ts';
+import { type Answer, addMembers, ask, comparable, dump, expectNothingOf } from './fixtures/answers.ts';
 import { type Marks, type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
 import { type Access, type Names, namesOfNothing, PROBES } from './fixtures/probes.ts';
-import { RPCS, type Rpc, rpcNamed } from './fixtures/rpcs.ts';
+import { LISTS, REFUSALS } from './fixtures/refusals.ts';
+import { RPCS, rpcNamed } from './fixtures/rpcs.ts';
 import {
   type Clients,
   connect,
-  failureOf,
   headersOf,
   metadataOf,
   newTenant,
@@ -18,79 +19,7 @@ import {
   startTestServer,
 } from './support.ts';
 
-const { OK, INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED } = status;
-
-/** What a caller gets to see of an answer: the bytes of a response, or everything of an error. */
-interface Answer {
-  code: status;
-  message: string;
-  details: string;
-  reason: string;
-  seen: string;
-  response: any;
-}
-
-async function ask(client: Clients, rpc: Rpc, request: object, metadata: Metadata): Promise<Answer> {
-  try {
-    const bytes = await client.raw(rpc.path, rpc.encode(request), metadata);
-    return {
-      code: OK,
-      message: '',
-      details: '',
-      reason: '',
-      seen: bytes.toString('latin1'),
-      response: rpc.decode(bytes),
-    };
-  } catch (e) {
-    const error = e as ServiceError;
-    const details = error.metadata
-      .get('grpc-status-details-bin')
-      .map((value) => value.toString('latin1'))
-      .join();
-    const seen = [error.message, error.details, details, JSON.stringify(error.metadata.toJSON())].join('\n');
-    return {
-      code: error.code,
-      message: error.details,
-      details,
-      reason: failureOf(error).reason,
-      seen,
-      response: undefined,
-    };
-  }
-}
-
-/** An answer without what differs between any two calls: what they named, where they came from, ids and times. */
-function comparable({ code, message, details, response }: Answer, names: Names, place: Place): object {
-  let text = JSON.stringify(response) ?? '';
-  for (const [name, value] of Object.entries({ self: place.user, ...place, ...names })) {
-    if (typeof value === 'string' && value) text = text.replaceAll(`"${value}"`, `<${name}>`);
-  }
-  text = text
-    .replaceAll(/\{"seconds":\d+,"nanos":\d+\}/g, '<time>')
-    .replaceAll(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, '<uuid>')
-    .replaceAll(/msk_[\w-]{43}/g, '<key>');
-  return { code, message, details, text };
-}
-
-const TABLES = `select table_name as name, array_agg(column_name::text) @> '{user_id}' as of_user
-  from information_schema.columns where table_schema = 'public' group by 1 having array_agg(column_name::text) @> '{tenant_id}' order by 1`;
-
-/** Everything that is stored of a place. */
-async function dump({ tenant, env, user }: Place): Promise<Record<string, string[]>> {
-  const tables = await runSql(ownerUrl(), TABLES);
-  const rows: Record<string, string[]> = {};
-  for (const { name, of_user } of tables) {
-    const where = `${name === 'tenants' ? '$2 = any (envs)' : 'env = $2'} and ($3 = '' or ${of_user ? 'user_id = $3' : 'true'})`;
-    const whose = name === 'tenant_members' ? '' : user;
-    const found = await runSql(
-      ownerUrl(),
-      `select to_jsonb(t)::text as row from ${name} t where tenant_id = $1 and ${where}`,
-      [tenant, env, whose],
-    );
-    rows[name] = found.map(({ row }) => row).sort();
-  }
-  return rows;
-}
+const { OK, INVALID_ARGUMENT, PERMISSION_DENIED } = status;
 
 describe('isolation', () => {
   const word = () => [...randomBytes(20)].map((byte) => String.fromCharCode(97 + (byte % 26))).join('');
@@ -128,25 +57,6 @@ describe('isolation', () => {
     await server?.stop();
   });
 
-  async function addMembers(members: { tenant: string; env: string; user: string; role?: number }[]): Promise<void> {
-    const columns = [
-      members.map((m) => m.tenant),
-      members.map((m) => m.env),
-      members.map((m) => m.user),
-      members.map((m) => m.role ?? 1),
-    ];
-    await runSql(
-      ownerUrl(),
-      `insert into tenants (tenant_id, envs, policies) select distinct m, array['dev'], '{"pii":3}'::jsonb from unnest($1::text[]) m on conflict do nothing`,
-      [columns[0]],
-    );
-    await runSql(
-      ownerUrl(),
-      'insert into tenant_members (tenant_id, env, user_id, role) select * from unnest($1::text[], $2::text[], $3::text[], $4::smallint[])',
-      columns,
-    );
-  }
-
   beforeEach(async () => {
     stored = await dump(victim.place);
     lines.length = 0;
@@ -155,16 +65,6 @@ describe('isolation', () => {
     expect(lines.filter((line) => line.includes(marks.content) || line.includes(marks.id))).to.deep.equal([]);
     expect(await dump(victim.place)).to.deep.equal(stored);
   });
-
-  function expectNothingOf(whose: Names, answer: Answer, sent: object, what: string): void {
-    for (const mark of Object.values(marks))
-      expect(answer.seen.includes(mark), `${what}: leaks ${mark}`).to.equal(false);
-    const named = JSON.stringify(sent);
-    for (const [name, value] of Object.entries(whose)) {
-      if (typeof value !== 'string' || value.length < 32 || named.includes(value)) continue;
-      expect(answer.seen.includes(value), `${what}: leaks ${name}`).to.equal(false);
-    }
-  }
 
   it('covers every method', () => {
     const names = RPCS.map((rpc) => rpc.name).sort();
@@ -251,7 +151,7 @@ describe('isolation', () => {
           const headers = metadataOf({ ...headersOf(place.tenant, place.user, place.env), ...scopes });
           const answer = await ask(client, rpc, request, headers);
           expect(status[answer.code], `${what}: ${answer.message}`).to.equal(status[expected]);
-          expectNothingOf(victim, answer, request, what);
+          expectNothingOf(marks, victim, answer, request, what);
           answers.push(comparable(answer, names, place));
         }
         expect(answers[0], what).to.deep.equal(answers[1]);
@@ -259,71 +159,17 @@ describe('isolation', () => {
     });
   }
 
-  type Refusal = {
-    headers: (place: Place) => Record<string, string>;
-    code: Partial<Record<Access, status>> & { else: status };
-  };
-  const here = (place: Place) => headersOf(place.tenant, place.user, place.env);
-  const without = (name: string) => (place: Place) =>
-    Object.fromEntries(Object.entries(here(place)).filter(([key]) => key !== name));
-  const instead = (name: string, value: string) => (place: Place) => ({ ...here(place), [name]: value });
-  const scoped = (headers: Refusal['headers']) => (place: Place) => ({
-    ...headers(place),
-    'x-scopes': 'memory:handoff',
-  });
-  const missing = { operator: PERMISSION_DENIED, else: UNAUTHENTICATED };
-  const refusals: Record<string, Refusal> = {
-    'no identity': { headers: () => ({}), code: missing },
-    'no tenant': { headers: without('x-tenant-id'), code: missing },
-    'no env': { headers: without('x-env'), code: missing },
-    'no user': { headers: without('x-user-id'), code: { ...missing, handoff: PERMISSION_DENIED } },
-    'an empty tenant': { headers: instead('x-tenant-id', ''), code: missing },
-    'a stranger': { headers: instead('x-user-id', 'stranger'), code: { else: PERMISSION_DENIED } },
-    'another case of the user': { headers: instead('x-user-id', 'User'), code: { else: PERMISSION_DENIED } },
-    'an unknown tenant': { headers: instead('x-tenant-id', 'unknown'), code: { else: PERMISSION_DENIED } },
-    'an unknown env': { headers: instead('x-env', 'unknown'), code: { else: PERMISSION_DENIED } },
-    'a scope in an unknown tenant': {
-      headers: scoped(instead('x-tenant-id', 'unknown')),
-      code: { else: PERMISSION_DENIED },
-    },
-    'a scope in an unknown env': { headers: scoped(instead('x-env', 'unknown')), code: { else: PERMISSION_DENIED } },
-    'a scope that does not exist': {
-      headers: (p) => ({ ...instead('x-user-id', 'stranger')(p), 'x-scopes': 'memory:* MEMORY:OPERATOR memory' }),
-      code: { else: PERMISSION_DENIED },
-    },
-  };
-  for (const value of [
-    'UPPER',
-    '-a',
-    'a_b',
-    '../up',
-    'a b',
-    "a'; drop table sessions; --",
-    'x'.repeat(64),
-    '%61',
-    'dev,dev',
-  ]) {
-    refusals[`the tenant ${value}`] = { headers: instead('x-tenant-id', value), code: { else: UNAUTHENTICATED } };
-    refusals[`the env ${value}`] = { headers: instead('x-env', value), code: { else: UNAUTHENTICATED } };
-  }
-  for (const value of ['%', '%zz', '%00', 'a%00b', '%ff', '%c0%80', '%ed%a0%80', 'x'.repeat(129), '%61'.repeat(129)]) {
-    refusals[`the user ${value.slice(0, 12)}`] = {
-      headers: instead('x-user-id', value),
-      code: { else: UNAUTHENTICATED },
-    };
-  }
-
   it('refuses every method without a good identity', async () => {
     for (const rpc of RPCS) {
       const { access, probes } = PROBES[rpc.name]!;
       const answers: Record<string, Answer> = {};
-      for (const [who, { headers, code }] of Object.entries(refusals)) {
+      for (const [who, { headers, code }] of Object.entries(REFUSALS)) {
         const what = `${rpc.name} by ${who}`;
         const request = { ...probes[0]!.request(victim), ...(rpc.mutating && { requestId: requestIds.get(rpc.name) }) };
         const answer = await ask(client, rpc, request, metadataOf(headers(victim.place)));
         expect(status[answer.code], `${what}: ${answer.message}`).to.equal(status[code[access] ?? code.else]);
         expect(answer.reason, what).to.not.equal('');
-        expectNothingOf(victim, answer, request, what);
+        expectNothingOf(marks, victim, answer, request, what);
         answers[who] = { ...answer, response: undefined };
       }
       // Whether a tenant or an env exists is told to its members only.
@@ -336,11 +182,11 @@ describe('isolation', () => {
   it('refuses an identity header that is given twice', async () => {
     for (const rpc of RPCS) {
       for (const name of ['x-tenant-id', 'x-env', 'x-user-id']) {
-        const metadata = metadataOf(here(victim.place));
+        const metadata = metadataOf(headersOf(victim.place.tenant, victim.place.user, victim.place.env));
         metadata.add(name, 'another');
         const answer = await ask(client, rpc, PROBES[rpc.name]!.probes[0]!.request(victim), metadata);
         expect(status[answer.code], `${rpc.name}, ${name} twice: ${answer.message}`).to.equal('UNAUTHENTICATED');
-        expectNothingOf(victim, answer, {}, rpc.name);
+        expectNothingOf(marks, victim, answer, {}, rpc.name);
       }
     }
   });
@@ -405,21 +251,6 @@ describe('isolation', () => {
       }
     }
   });
-
-  /** For each list, an argument that leaves a first and a second page, and another one. */
-  const LISTS: Record<string, { headers: keyof Planted['headers']; args: object; other: object | undefined }> = {
-    'MemoryService/ListSessions': { headers: 'member', args: { pinned: true }, other: { pinned: false } },
-    'MemoryService/ListBundles': { headers: 'member', args: { sourceThreadId: 'plan' }, other: {} },
-    'ConversationService/ListMessages': {
-      headers: 'member',
-      args: { threadId: 'plan' },
-      other: { threadId: 'plan', position: { $case: 'afterSeq', value: 0 } },
-    },
-    'ConversationService/ListThreads': { headers: 'member', args: {}, other: undefined },
-    'AdminService/ListTenants': { headers: 'operator', args: {}, other: undefined },
-    'AdminService/ListMembers': { headers: 'admin', args: {}, other: undefined },
-    'AuditService/ListAuditEvents': { headers: 'member', args: {}, other: { outcome: 1 } },
-  };
 
   it("refuses another's page token, as one that was never given out", async () => {
     const tokens = new Map<string, string>();

@@ -292,4 +292,18 @@ describe('sessions', () => {
     expect(all.filter((response) => response.threadDeleted)).to.have.length(1);
     expect(await failure(client.conversation.listMessages({ threadId: 't' }))).to.include({ reason: 'DELETED' });
   });
+
+  it('keeps the thread of a session that is created while the last one is deleted', async () => {
+    const threads = Array.from({ length: 12 }, (_, i) => `t${i}`);
+    const kept = await Promise.all(threads.map((threadId) => created({ threadId })));
+    await Promise.all(threads.map((threadId) => append(threadId, ['x'])));
+    const race = threads.flatMap((threadId, i) => [
+      client.memory.deleteSession({ sessionId: kept[i]!.id }),
+      created({ surfaceId: 'ide', threadId }),
+    ]);
+    await Promise.all(race);
+    const { sessions } = await client.memory.listSessions({ ended: false });
+    expect(sessions).to.have.length(12);
+    await Promise.all(sessions.map((session) => append(session.threadId, ['y'], session.id)));
+  });
 });

@@ -28,6 +28,16 @@ export interface Pager {
   ): { rows: Row[]; nextPageToken: string };
 }
 
+/** The first rows, as many as 1 MiB holds, but at least one. */
+export function within<Row>(rows: Row[], size: (row: Row) => number): Row[] {
+  let bytes = 0;
+  const count = rows.findIndex((row, i) => {
+    bytes += size(row);
+    return i > 0 && bytes > MAX_BYTES;
+  });
+  return count < 0 ? rows : rows.slice(0, count);
+}
+
 /** The tokens are sealed, and bound to the tenant, env, user, method and all other fields of the request. */
 export function pager(keyring: Keyring, scope: Scope, method: string, request: PageRequest): Pager {
   const { pageSize, pageToken, ...others } = request;
@@ -40,16 +50,9 @@ export function pager(keyring: Keyring, scope: Scope, method: string, request: P
     after: opened === undefined ? undefined : JSON.parse(opened),
     limit: wanted + 1,
     cut(rows, position, size = () => 0) {
-      let bytes = 0;
-      let count = 0;
-      while (count < Math.min(rows.length, wanted)) {
-        bytes += size(rows[count]!);
-        if (count > 0 && bytes > MAX_BYTES) break;
-        count++;
-      }
-      const page = rows.slice(0, count);
+      const page = within(rows.slice(0, wanted), size);
       const last = page.at(-1);
-      const more = last !== undefined && rows.length > count;
+      const more = last !== undefined && rows.length > page.length;
       return { rows: page, nextPageToken: more ? keyring.seal(context, JSON.stringify(position(last))) : '' };
     },
   };

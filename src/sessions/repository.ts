@@ -64,6 +64,10 @@ const changed = (at: string) => `
       end,
       revision = s.revision + 1`;
 
+const LAST_SEQ = `(
+      select t.last_seq from threads t
+      where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = s.thread_id and t.delete_time is null)`;
+
 // $22 is the hash of a new session key, $23 its life in seconds, $24 the key sealed for a replay, $25 revokes the others.
 const KEYS = `revoked as (
     delete from session_keys k using saved
@@ -81,7 +85,8 @@ const AUDIT = audited('sessions.upsert', 'saved', {
   metadata: `jsonb_build_object('created', created, 'revision', revision)`,
 });
 
-// A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it.
+// A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it. A new session
+// writes the row of a thread that is there, deleted or not: so it waits for a delete under way, and sees what that did.
 const UPSERT_BY_KEY = change<SavedRow>(`
   with retired as (
     update sessions s set end_time = expire_time
@@ -108,14 +113,17 @@ const UPSERT_BY_KEY = change<SavedRow>(`
     on conflict (tenant_id, env, user_id, surface_id, project_id, key_thread_id) where end_time is null and delete_time is null
     do update set ${changed('excluded.update_time')}
     where $21 is null or s.revision = $21
-    returning ${COLUMNS_OF_S}, s.id = $11 as created, $24::text as sealed_key
+    returning ${COLUMNS_OF_S}, s.id = $11 as created, $24::text as sealed_key, case when $28::boolean then ${LAST_SEQ} end as last_seq
   ), revived as (
     update threads t
-    set thread_uid = $26::uuid, last_seq = 0, revision = t.revision + 1, create_time = saved.create_time,
-      update_time = saved.create_time, delete_time = null
+    set thread_uid = case when t.delete_time is null then t.thread_uid else $26::uuid end,
+      last_seq = case when t.delete_time is null then t.last_seq else 0 end,
+      revision = t.revision + (t.delete_time is not null)::int,
+      create_time = case when t.delete_time is null then t.create_time else saved.create_time end,
+      update_time = case when t.delete_time is null then t.update_time else saved.create_time end,
+      delete_time = null
     from saved
     where saved.created and t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = saved.thread_id
-      and t.delete_time is not null
     returning 1
   ), member as (
     insert into tenant_members (tenant_id, env, user_id, role, anonymous)
@@ -132,6 +140,7 @@ const UPDATE_BY_ID = change<SavedRow>(`
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and ${LIVE}
       and $12 in ('', s.surface_id) and $13 in ('', s.project_id) and $14 in ('', s.thread_id) and $15::text is null
       and ($21::bigint is null or s.revision = $21) and $26::uuid is null and not $27::boolean
+      and not $28::boolean
     returning ${COLUMNS_OF_S}, false as created, $24::text as sealed_key
   ), ${KEYS}, ${AUDIT}, ${requested('saved')}
   select * from saved`);
@@ -139,6 +148,8 @@ const UPDATE_BY_ID = change<SavedRow>(`
 export interface SavedRow extends SessionRow {
   created: boolean;
   sealedKey: string | null;
+  /** Where the session's thread stood, if that was asked for. Null if there was none. */
+  lastSeq?: number | null;
 }
 
 export interface Upsert {
@@ -154,11 +165,14 @@ export interface Upsert {
   anonymous: boolean;
   key?: { hash: Buffer; lifeSeconds: number; sealed: string } | undefined;
   revokeKeys: boolean;
+  /** Also tells where the thread stands. Only without an id. */
+  withLastSeq?: boolean;
 }
 
 /** Creates or changes a session. Gives no rows if it refused: see {@link whyNotSaved}. */
 export async function upsertSession(tx: TenantTx, upsert: Upsert): Promise<SavedRow[]> {
   const { id, surfaceId, projectId, threadId, change: fields, expiry, revision, anonymous, key, revokeKeys } = upsert;
+  const { withLastSeq = false } = upsert;
   return tx.final(id ? UPDATE_BY_ID : UPSERT_BY_KEY, [
     id || uuidv7(),
     surfaceId,
@@ -177,6 +191,7 @@ export async function upsertSession(tx: TenantTx, upsert: Upsert): Promise<Saved
     revokeKeys,
     id ? null : uuidv7(),
     anonymous,
+    withLastSeq,
   ]);
 }
 
@@ -265,7 +280,7 @@ const RESUME = change<SavedRow>(`
       expire_time = case when s.sliding_ttl is null then s.expire_time else c.at + s.sliding_ttl end
     from (select clock_timestamp() as at) c
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and ${LIVE}
-    returning ${COLUMNS_OF_S}, false as created
+    returning ${COLUMNS_OF_S}, false as created, ${LAST_SEQ} as last_seq
   ), ${audited('sessions.resume', 'saved', { resource: `'sessions/' || id`, session: 'id' })}, ${requested('saved')}
   select * from saved`);
 
@@ -292,20 +307,22 @@ export async function endSession(tx: TenantTx, id: string, revision: number | un
   return tx.final(END, [id, revision]);
 }
 
-// The thread's row is locked first, as appends take the two rows in that order. What the session held is wiped; the row
-// stays as a tombstone that refuses late writes.
+// The thread's row is locked first, as appends take the two rows in that order, and in a statement of its own: the next one
+// then sees the sessions that others made or deleted while this one waited, which tell whether the thread goes as well.
+const LOCK_THREAD = query<{ threadId: string }>(`
+  select t.thread_id from threads t
+  join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $4::uuid and s.thread_id = t.thread_id
+  where t.tenant_id = $1 and t.env = $2 and t.user_id = $3
+  for update of t`);
+
+// What the session held is wiped; the row stays as a tombstone that refuses late writes.
 const DELETE = change<{ id: string; threadDeleted: boolean }>(`
-  with thread as materialized (
-    select t.thread_id from threads t
-    join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.thread_id = t.thread_id
-    where t.tenant_id = $1 and t.env = $2 and t.user_id = $3
-    for update of t
-  ), gone as (
+  with gone as (
     update sessions s
     set delete_time = c.at, end_time = null, expire_time = null, sliding_ttl = null, title = '', email = '', preferences = '{}',
       pinned_refs = '[]', summary_refs = '[]', state = '{}', metadata = '{}', metrics = '{}', workspace_path = '', revision = s.revision + 1
-    from (select clock_timestamp() as at, count(*) from thread) c
-    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11 and s.delete_time is null
+    from (select clock_timestamp() as at) c
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.delete_time is null
       and (s.expire_time is null or s.expire_time > now()) and ($12::bigint is null or s.revision = $12)
     returning s.id, s.thread_id, s.delete_time
   ), dropped as (
@@ -333,6 +350,7 @@ export async function deleteSession(
   id: string,
   revision: number | undefined,
 ): Promise<{ threadDeleted: boolean }[]> {
+  await tx.query(LOCK_THREAD, [id]);
   return tx.final(DELETE, [id, revision]);
 }
 

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { v7 as uuidv7 } from 'uuid';
 import type { Keyring } from '../db/keyring.ts';
+import { within } from '../db/page.ts';
 import { timestampText } from '../db/statement.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type {
@@ -154,6 +155,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         expiry: {},
         anonymous: request.anonymous && !call.identity.user && !id,
         revokeKeys: false,
+        withLastSeq: true,
       };
       const [row] = await owner.change<SavedRow>(request, async (tx) => {
         const found = id ? await resumeSession(tx, id) : [];
@@ -163,13 +165,16 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       });
       call.about.sessionId = row!.id;
       const lastN = request.lastN ?? 50;
-      const newest = { seq: Number.MAX_SAFE_INTEGER, ascending: false };
+      // Up to where the thread stood then, so that a replay tells the same.
+      const newest = { seq: (row!.lastSeq ?? 0) + 1, ascending: false };
       const found = lastN > 0 ? await listMessages(owner.db, row!.threadId, newest, lastN) : [];
       call.count(row!.created ? 'created' : 'read', 'sessions', 1);
       call.count('read', 'messages', found.length);
       return {
         session: sessionFromRow(row!),
-        messages: found.map((message) => messageFromRow(message, row!.threadId)).reverse(),
+        messages: within(found, (message) => message.size)
+          .map((message) => messageFromRow(message, row!.threadId))
+          .reverse(),
         created: row!.created,
       };
     },

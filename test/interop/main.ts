@@ -168,14 +168,13 @@ async function typescriptClient(address: string, folder: string): Promise<void> 
     'proto/memory',
     'third_party/proto/google/rpc',
   ]);
-  const compiler = fileURLToPath(import.meta.resolve('typescript/bin/tsc'));
-  await run(process.execPath, [compiler, '-p', folder]);
+  await run(process.execPath, [join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', folder]);
   pass('compiles');
   await run(process.execPath, [join(folder, 'client.ts'), address], client);
 }
 
 async function toured(caller: Caller): Promise<void> {
-  await tour(caller, pass);
+  await tour(caller, (step, answer) => pass(`${step}: ${answer}`));
   caller.close();
 }
 

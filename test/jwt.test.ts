@@ -8,8 +8,8 @@ import { mock } from 'node:test';
 import { Metadata, status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import { exportJWK, exportSPKI, generateKeyPair, type JWK, type JWTPayload, SignJWT } from 'jose';
-import { RpcError } from '../src/rpc/errors.ts';
 import type { Caller } from '../src/rpc/caller.ts';
+import { RpcError } from '../src/rpc/errors.ts';
 import type { Authenticate } from '../src/rpc/identity.ts';
 import { type JwtOptions, jwtAuthenticate } from '../src/rpc/jwt.ts';
 

@@ -56,7 +56,8 @@ create table sessions (
   revision bigint not null default 1,
   -- What a list adds up to end its pages, without reading the values.
   byte_size int not null generated always as (octet_length(preferences::text) + octet_length(pinned_refs::text)
-    + octet_length(summary_refs::text) + octet_length(state::text) + octet_length(metadata::text) + octet_length(metrics::text)) stored,
+    + octet_length(summary_refs::text) + octet_length(state::text) + octet_length(metadata::text) + octet_length(metrics::text)) stored
+    constraint sessions_size check (byte_size <= 2097152),
   primary key (tenant_id, env, id)
 ) with (fillfactor = 85);
 
@@ -115,6 +116,7 @@ create table messages (
   tool_call_id text not null default '',
   forwarded_from jsonb,
   create_time timestamptz not null,
+  byte_size int not null generated always as (octet_length(content) + coalesce(octet_length(metadata::text), 0) + 200) stored,
   primary key (tenant_id, env, thread_uid, seq)
 );
 create unique index messages_id on messages (tenant_id, env, id);

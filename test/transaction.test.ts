@@ -285,6 +285,12 @@ describe('transaction', () => {
       expect(seen.every(Boolean)).to.equal(true);
     });
 
+    it('are timed out by the server at the deadline of their call', async () => {
+      const nap = pointRead(`select pg_sleep(5)`);
+      expect(sqlState(await failureOf(reader(database, scope, limits(100)).query(nap)))).to.equal('57014');
+      expect((await reader(database, scope, limits()).query(WHO))[0]!.tenant).to.equal(scope.tenant);
+    });
+
     it('go on over a new connection when theirs is terminated', async () => {
       const db = reader(database, scope, limits());
       const { pid } = (await db.query(WHO))[0]!;

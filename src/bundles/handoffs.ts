@@ -31,7 +31,7 @@ const PULL = change<LeaseRow>(`
     order by h.id limit $12::int
     for update skip locked
   ), sized as materialized (
-    select w.id, sum(b.byte_size + 400 * b.message_count) over (order by w.id) - b.byte_size - 400 * b.message_count as before
+    select w.id, sum(b.byte_size) over (order by w.id) - b.byte_size as before
     from waiting w join bundles b on b.tenant_id = $1 and b.env = $2 and b.id = w.bundle_id
   ), leased as (
     update handoffs h

@@ -13,15 +13,15 @@ import { messageFromRow, requireThread, touchSessions } from '../threads/reposit
 
 /** The ways to choose the messages of a bundle, by seq, with what each of them adds to its size. */
 const CHOSEN = {
-  lastN: `select m.seq, octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0) as size
+  lastN: `select m.seq, m.byte_size as size
     from messages m
     where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source)
     order by m.seq desc limit ($14::jsonb)::int`,
-  messageIds: `select m.seq, octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0) as size
+  messageIds: `select m.seq, m.byte_size as size
     from messages m
     where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source)
       and m.id in (select value::uuid from jsonb_array_elements_text($14::jsonb))`,
-  inline: `select ord as seq, octet_length(v ->> 'content') + coalesce(octet_length(v ->> 'metadata'), 0) as size
+  inline: `select ord as seq, octet_length(v ->> 'content') + coalesce(octet_length(v ->> 'metadata'), 0) + 200 as size
     from jsonb_array_elements($14::jsonb) with ordinality as e (v, ord), source`,
 } as const;
 
@@ -250,7 +250,7 @@ export async function whyNotForwarded(db: TenantDb, forward: Forward): Promise<R
     return notFound('thread');
   }
   await requireThread(db, source.sourceThreadId);
-  if (!forward.createTarget) await requireThread(db, targetThreadId);
+  await requireThread(db, targetThreadId, forward.createTarget);
   return whyNotBundled(db, source);
 }
 

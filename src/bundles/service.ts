@@ -52,7 +52,9 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       return saved;
     });
     call.count('created', 'bundles', 1);
-    return { bundle: (await getBundle(call.db, row!.id)) ?? bundleFromRow(row!) };
+    const bundle = (await getBundle(call.db, row!.id)) ?? bundleFromRow(row!);
+    // A replay tells what the first call did: nothing had been forwarded yet.
+    return { bundle: { ...bundle, forwards: [] } };
   },
 
   async forwardBundle(request, call) {

@@ -14,8 +14,10 @@ export interface Denials {
   record(refusal: RpcError, caller: Caller, method: string, about: About, traceId: string): Promise<void>;
 }
 
-// A refused attempt costs its caller nothing, so what it can make us write is bounded.
+// A refused attempt costs its caller nothing, so what it can make us write is bounded: for each user, and for all of a
+// tenant and env, as users that do not exist are refused as well.
 const PER_MINUTE = 30;
+const PER_MINUTE_OF_ALL = 300;
 
 // Only for a tenant and env that exist: nobody reads the others' events.
 const RECORD = change(`
@@ -27,11 +29,14 @@ const RECORD = change(`
 export function denials(database: Database, log: Logger): Denials {
   const recent = new LRUCache<string, { count: number }>({ max: 10_000, ttl: 60_000 });
 
-  function allowed(caller: Caller): boolean {
-    const key = `${caller.tenant} ${caller.env} ${caller.user}`;
+  function within(key: string, most: number): boolean {
     const window = recent.get(key) ?? { count: 0 };
     if (window.count === 0) recent.set(key, window);
-    return ++window.count <= PER_MINUTE;
+    return ++window.count <= most;
+  }
+
+  function allowed({ tenant, env, user }: Caller): boolean {
+    return within(`${tenant} ${env} ${user}`, PER_MINUTE) && within(`${tenant} ${env}`, PER_MINUTE_OF_ALL);
   }
 
   return {

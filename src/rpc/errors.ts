@@ -64,6 +64,7 @@ const CONSTRAINTS: Record<string, Violation> = {
   sessions_metrics_size: { field: 'session.metrics', description: 'over 64 KiB after the merge' },
   sessions_pinned_refs_count: { field: 'session.pinned_refs', description: 'more than 200 after the merge' },
   sessions_summary_refs_count: { field: 'session.summary_refs', description: 'more than 100 after the merge' },
+  sessions_size: { field: 'session', description: 'over 2 MiB after the merge' },
   bundles_size: { field: 'selection', description: 'the messages are over 1 MiB together' },
 };
 

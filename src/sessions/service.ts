@@ -172,7 +172,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       call.count('read', 'messages', found.length);
       return {
         session: sessionFromRow(row!),
-        messages: within(found, (message) => message.size)
+        messages: within(found, (message) => message.byteSize)
           .map((message) => messageFromRow(message, row!.threadId))
           .reverse(),
         created: row!.created,

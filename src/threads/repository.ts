@@ -149,19 +149,18 @@ export const sessionEnded = () => new RpcError(status.FAILED_PRECONDITION, 'SESS
 // is told without reading the value, and rows past 1 MiB are never read: 500 messages may hold 128 MiB.
 const page = (compare: '<' | '>', order: 'desc' | 'asc') =>
   pointRead<MessageRow>(`
-  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, m.size
+  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, m.byte_size
   from (
-    select m.*, sum(size) over (order by seq ${order} rows unbounded preceding) as running
+    select m.*, sum(byte_size) over (order by seq ${order} rows unbounded preceding) as running
     from (
-      select m.*, octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0) + 200 as size
-      from messages m
+      select m.* from messages m
       where m.tenant_id = $1 and m.env = $2
         and m.thread_uid = (select thread_uid from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4 and delete_time is null)
         and m.seq ${compare} $5::bigint
       order by m.seq ${order} limit $6::int
     ) m
   ) m
-  where m.running - m.size <= 1048576
+  where m.running - m.byte_size <= 1048576
   order by m.seq ${order}`);
 
 const NEWEST_FIRST = page('<', 'desc');
@@ -178,7 +177,7 @@ export interface MessageRow {
   toolCallId: string;
   forwardedFrom: Record<string, unknown> | null;
   createTime: Timestamp;
-  size: number;
+  byteSize: number;
 }
 
 export async function listMessages(
@@ -191,7 +190,7 @@ export async function listMessages(
 }
 
 /** A row of the table, or of a bundle, as the message of its thread. */
-export function messageFromRow(row: Omit<MessageRow, 'size'>, threadId: string): Message {
+export function messageFromRow(row: Omit<MessageRow, 'byteSize'>, threadId: string): Message {
   return Message.fromPartial({
     ...row,
     role: row.role as Message['role'],
@@ -203,7 +202,7 @@ export function messageFromRow(row: Omit<MessageRow, 'size'>, threadId: string):
   });
 }
 
-const GET = pointRead<MessageRow & { threadId: string }>(`
+const GET = pointRead<Omit<MessageRow, 'byteSize'> & { threadId: string }>(`
   select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, t.thread_id
   from messages m
   join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null
@@ -218,11 +217,11 @@ const STATE = pointRead<{ deleted: boolean }>(`
   select delete_time is not null as deleted from threads
   where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4`);
 
-/** Refuses a thread that is not there. */
-export async function requireThread(db: TenantDb, threadId: string): Promise<void> {
+/** Refuses a thread that is not there. One that may be created may be missing, but not deleted. */
+export async function requireThread(db: TenantDb, threadId: string, mayBeMissing = false): Promise<void> {
   const [thread] = await db.query(STATE, [threadId]);
-  if (!thread) throw notFound('thread');
-  if (thread.deleted) throw deleted('thread');
+  if (!thread && !mayBeMissing) throw notFound('thread');
+  if (thread?.deleted) throw deleted('thread');
 }
 
 const LIST = pointRead<{

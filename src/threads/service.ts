@@ -65,7 +65,7 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
     const { rows, nextPageToken } = page.cut(
       found,
       (row) => [String(row.seq)],
-      (row) => row.size,
+      (row) => row.byteSize,
     );
     call.count('read', 'messages', rows.length);
     return { messages: rows.map((row) => messageFromRow(row, request.threadId)), nextPageToken };

@@ -847,7 +847,7 @@ export const ConversationServiceService = {
     responseSerialize: (value: GetMessageResponse): Buffer => Buffer.from(GetMessageResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetMessageResponse => GetMessageResponse.decode(value),
   },
-  /** Lists the user's threads, newest message first. */
+  /** Lists the user's threads, newest created first. */
   listThreads: {
     path: "/memory.v1.ConversationService/ListThreads" as const,
     requestStream: false as const,
@@ -890,7 +890,7 @@ export interface ConversationServiceServer extends UntypedServiceImplementation 
   listMessages: handleUnaryCall<ListMessagesRequest, ListMessagesResponse>;
   /** Returns one message. */
   getMessage: handleUnaryCall<GetMessageRequest, GetMessageResponse>;
-  /** Lists the user's threads, newest message first. */
+  /** Lists the user's threads, newest created first. */
   listThreads: handleUnaryCall<ListThreadsRequest, ListThreadsResponse>;
   /**
    * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay. Appends to it then
@@ -958,7 +958,7 @@ export interface ConversationServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetMessageResponse) => void,
   ): ClientUnaryCall;
-  /** Lists the user's threads, newest message first. */
+  /** Lists the user's threads, newest created first. */
   listThreads(
     request: ListThreadsRequest,
     callback: (error: ServiceError | null, response: ListThreadsResponse) => void,

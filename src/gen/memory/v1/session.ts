@@ -14,7 +14,7 @@ export const protobufPackage = "memory.v1";
 export const protobufFileName = "memory/v1/session.proto";
 
 /**
- * A snapshot of one conversation's memory. A session belongs to one user and points to one thread.
+ * A snapshot of one conversation's memory, at most 2 MiB. A session belongs to one user and points to one thread.
  *
  * Preferences, state, title, metadata, the text of pinned refs and the text of summaries must not hold personal data
  * (e-mail addresses, phone numbers, payment cards, national ids); the tenant's policy says whether such input is

@@ -1,0 +1,332 @@
+import { randomBytes, randomUUID } from 'node:crypto';
+import { expect } from 'chai';
+import pg from 'pg';
+import type { RunningServer } from '../src/server.ts';
+import { addMembers } from './fixtures/answers.ts';
+import { type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
+import { appUrl, connect, newTenant, ownerUrl, runSql, startTestServer } from './support.ts';
+
+/** Read before a tenant is known, so outside row-level security. */
+const DIRECTORY = ['tenant_members', 'tenants'];
+/** What has no tenant at all. */
+const OF_THE_SCHEMA = ['memoryd_migrations', 'memoryd_migrations_lock', 'schema_versions'];
+const REFUSED = '42501';
+
+const TABLES = `
+  select c.oid, c.relname as name, c.relrowsecurity as enabled, c.relforcerowsecurity as forced,
+    exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id') as of_tenant
+  from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'f', 'm') order by 2`;
+
+type Settings = { tenant?: string; env?: string; role?: string };
+
+/** Runs statements in one transaction as a runtime role, and rolls back. Resolves to the result of the last. */
+async function as(
+  url: string,
+  { tenant, env, role }: Settings,
+  ...statements: [string, unknown[]?][]
+): Promise<pg.QueryResult> {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  try {
+    await client.query('begin');
+    if (tenant !== undefined) await client.query(`select set_config('app.tenant_id', $1, true)`, [tenant]);
+    if (env !== undefined) await client.query(`select set_config('app.env', $1, true)`, [env]);
+    if (role) await client.query(`set local role ${role}`);
+    let result: pg.QueryResult | undefined;
+    for (const [sql, values] of statements) result = await client.query(sql, values);
+    return result!;
+  } finally {
+    await client.end();
+  }
+}
+
+/** The SQLSTATE of what must be refused. */
+const refusal = async (attempt: Promise<unknown>): Promise<string> =>
+  attempt.then(
+    () => 'it was done',
+    (error) => error.code,
+  );
+
+describe('row-level security', () => {
+  let tables: { oid: number; name: string; enabled: boolean; forced: boolean; of_tenant: boolean }[];
+  let protectedTables: string[];
+  let mine: Place;
+  let theirs: Place;
+  let planted: Planted;
+
+  before(async () => {
+    tables = await runSql(ownerUrl(), TABLES);
+    protectedTables = tables.filter((t) => t.of_tenant && !DIRECTORY.includes(t.name)).map((t) => t.name);
+    const server: RunningServer = await startTestServer();
+    const client = connect(`127.0.0.1:${server.port}`);
+    const tenants = [await newTenant([], { pii: 3 }), await newTenant([], { pii: 3 })];
+    const [a, b] = tenants.map((tenant) => ({
+      tenant,
+      env: 'dev',
+      user: 'user',
+      admin: 'admin',
+      destination: 'maybes',
+    }));
+    [mine, theirs] = [a!, b!];
+    for (const place of [mine, theirs]) {
+      await addMembers([place, { ...place, user: 'admin', role: 2 }]);
+      planted = await plant(client, place, { content: 'content', id: 'id' }, requestIdsOf());
+      await runSql(ownerUrl(), `insert into expiry_stats values ($1, $2, 'sessions', 1, now())`, [
+        place.tenant,
+        place.env,
+      ]);
+    }
+    client.close();
+    await server.stop();
+  });
+
+  it('is enabled and forced on every table of tenants', () => {
+    expect(tables.filter((t) => !t.of_tenant).map((t) => t.name)).to.deep.equal(OF_THE_SCHEMA);
+    expect(tables.filter((t) => t.of_tenant && !(t.enabled && t.forced)).map((t) => t.name)).to.deep.equal(DIRECTORY);
+    expect(protectedTables).to.include.members(['sessions', 'messages', 'requests', 'audit_events']);
+  });
+
+  it('finds tenant and env first in every key, index and foreign key', async () => {
+    const indexes = await runSql(
+      ownerUrl(),
+      `select c.relname || '.' || i.indexrelid::regclass as name, i.indisprimary as main,
+         (select array_agg(coalesce(a.attname::text, '') order by k.n) from unnest(i.indkey::int[]) with ordinality k (attnum, n)
+          left join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum) as columns
+       from pg_index i join pg_class c on c.oid = i.indrelid where c.relname = any ($1) and c.relnamespace = 'public'::regnamespace`,
+      [protectedTables],
+    );
+    expect(indexes.filter((index) => index.main)).to.have.length(protectedTables.length);
+    for (const { name, columns } of indexes) expect(columns.slice(0, 2), name).to.deep.equal(['tenant_id', 'env']);
+    const foreign = await runSql(
+      ownerUrl(),
+      `select c.relname || '.' || k.conname as name, k.confrelid::regclass::text as target,
+         (select array_agg(a.attname::text order by n) from unnest(k.conkey) with ordinality f (attnum, n)
+          join pg_attribute a on a.attrelid = c.oid and a.attnum = f.attnum) as columns
+       from pg_constraint k join pg_class c on c.oid = k.conrelid where k.contype = 'f' and c.relname = any ($1)`,
+      [protectedTables],
+    );
+    expect(foreign).to.not.be.empty;
+    for (const { name, columns } of foreign) expect(columns.slice(0, 2), name).to.deep.equal(['tenant_id', 'env']);
+  });
+
+  it('has no policy that lets another tenant in, and nothing around the policies', async () => {
+    const policies = await runSql(
+      ownerUrl(),
+      `select tablename, policyname, roles::text[], qual, with_check, cmd from pg_policies where schemaname = 'public'`,
+    );
+    const own = policies.filter(({ roles }) => !(roles.length === 1 && roles[0] === 'memoryd_search'));
+    expect([...new Set(own.map(({ tablename }) => tablename))].sort()).to.deep.equal(protectedTables);
+    for (const { tablename, policyname, qual, with_check, cmd } of own) {
+      const name = `${tablename}.${policyname}`;
+      expect(qual, name).to.match(/tenant_id = current_setting\('app.tenant_id'::text, true\)/);
+      expect(qual, name).to.match(cmd === 'SELECT' ? /env = / : /env = current_setting\('app.env'::text, true\)/);
+      expect(qual, `${name}: Citus refuses a subquery`).to.not.match(/select| or /i);
+      expect(with_check, name).to.equal(null);
+    }
+    const around = `select c.relname as name from pg_class c where c.relnamespace = 'public'::regnamespace
+        and (c.relkind = 'm' or c.relkind = 'v' and not coalesce(c.reloptions::text like '%security_invoker=%', false))
+      union all select p.oid::regprocedure::text from pg_proc p join pg_roles r on r.oid = p.proowner
+        where p.pronamespace = 'public'::regnamespace and p.prosecdef and r.rolname not in ('memoryd_search', 'memoryd_jobs')
+      union all select tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid
+        where c.relnamespace = 'public'::regnamespace and not t.tgisinternal`;
+    expect(await runSql(ownerUrl(), around), 'views, definers and triggers see all rows').to.deep.equal([]);
+  });
+
+  it('shows no row without the right tenant and env', async () => {
+    for (const table of protectedTables) {
+      const count = async (settings: Settings) =>
+        Number(
+          (
+            await as(appUrl(), settings, [
+              `select count(*) as n from ${table} where tenant_id = $1 and env = 'dev'`,
+              [theirs.tenant],
+            ])
+          ).rows[0].n,
+        );
+      const { tenant } = theirs;
+      expect(await count({ tenant, env: 'dev' }), `plant something in ${table}`).to.be.greaterThan(0);
+      for (const settings of [
+        {},
+        { tenant },
+        { env: 'dev' },
+        { tenant: '', env: '' },
+        { tenant: mine.tenant, env: 'dev' },
+        { tenant, env: 'prod' },
+        { tenant: `${tenant} `, env: 'dev' },
+        { tenant: '%', env: '%' },
+      ]) {
+        expect(await count(settings), `${table} with ${JSON.stringify(settings)}`).to.equal(0);
+      }
+      const all = await as(appUrl(), {}, [`select count(*) as n from ${table}`]);
+      expect(Number(all.rows[0].n), `${table} with no tenant`).to.equal(0);
+    }
+  });
+
+  it('takes no write for another tenant or env', async () => {
+    for (const table of protectedTables) {
+      const [{ row }] = await runSql(
+        ownerUrl(),
+        `select to_jsonb(t) as row from ${table} t where tenant_id = $1 limit 1`,
+        [theirs.tenant],
+      );
+      const columns = await runSql(
+        ownerUrl(),
+        `select column_name as name from information_schema.columns where table_schema = 'public' and table_name = $1 and is_generated = 'NEVER'`,
+        [table],
+      );
+      const list = columns.map(({ name }) => name).join();
+      const insert = `insert into ${table} (${list}) select ${list} from jsonb_populate_record(null::${table}, $1)`;
+      for (const settings of [{}, { tenant: mine.tenant, env: 'dev' }, { tenant: theirs.tenant, env: 'prod' }]) {
+        const what = `${table} with ${JSON.stringify(settings)}`;
+        expect(await refusal(as(appUrl(), settings, [insert, [row]])), `insert into ${what}`).to.equal(REFUSED);
+        for (const sql of [
+          `update ${table} set tenant_id = tenant_id where tenant_id = $1`,
+          `delete from ${table} where tenant_id = $1`,
+        ]) {
+          const touched = await as(appUrl(), settings, [sql, [theirs.tenant]]).then(
+            (result) => result.rowCount,
+            (error) => error.code,
+          );
+          expect(touched, `${sql} in ${what}`).to.equal(table === 'audit_events' ? REFUSED : 0);
+        }
+      }
+      for (const move of [`tenant_id = '${theirs.tenant}'`, `env = 'prod'`]) {
+        const moved = as(appUrl(), { tenant: mine.tenant, env: 'dev' }, [`update ${table} set ${move}`]);
+        expect(await refusal(moved), `update ${table} set ${move}`).to.equal(REFUSED);
+      }
+    }
+  });
+
+  it('gives away nothing by functions in a condition, statistics or a switch', async () => {
+    const client = new pg.Client({ connectionString: appUrl() });
+    await client.connect();
+    try {
+      const notices: string[] = [];
+      client.on('notice', ({ message }) => notices.push(String(message)));
+      await client.query(
+        `create function pg_temp.leak(text) returns boolean language plpgsql cost 0.0000001 as $$ begin raise notice 'saw %', $1; return true; end $$`,
+      );
+      expect((await client.query('select from messages where pg_temp.leak(content)')).rowCount).to.equal(0);
+      expect((await client.query('select from sessions where pg_temp.leak(title) limit 1')).rowCount).to.equal(0);
+      expect(notices).to.deep.equal([]);
+      expect(
+        (await client.query('select from pg_stats where tablename = any ($1)', [protectedTables])).rowCount,
+      ).to.equal(0);
+      await client.query('set row_security = off');
+      expect(await refusal(client.query('select from messages'))).to.equal(REFUSED);
+    } finally {
+      await client.end();
+    }
+  });
+
+  it('runs as a role that owns nothing and cannot become more', async () => {
+    const roles = await runSql(
+      ownerUrl(),
+      `select rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit, rolcanlogin from pg_roles where rolname like 'memoryd\\_%' and rolname in ('memoryd_app', 'memoryd_jobs', 'memoryd_search') order by 1`,
+    );
+    const plain = {
+      rolsuper: false,
+      rolbypassrls: false,
+      rolcreaterole: false,
+      rolcreatedb: false,
+      rolreplication: false,
+    };
+    expect(roles.map(({ rolname, rolinherit, rolcanlogin, ...rights }) => [rolname, rights])).to.deep.equal(
+      ['memoryd_app', 'memoryd_jobs', 'memoryd_search'].map((name) => [name, plain]),
+    );
+    expect(roles.map(({ rolcanlogin }) => rolcanlogin)).to.deep.equal([true, true, false]);
+    expect(roles[0].rolinherit).to.equal(false);
+    const owned = `select count(*)::int as n from pg_shdepend where refclassid = 'pg_authid'::regclass and refobjid = 'memoryd_app'::regrole and deptype = 'o'`;
+    expect(await runSql(ownerUrl(), owned)).to.deep.equal([{ n: 0 }]);
+    const member = `select distinct roleid::regrole::text as role from pg_auth_members where member = 'memoryd_app'::regrole`;
+    expect(await runSql(ownerUrl(), member)).to.deep.equal([{ role: 'memoryd_jobs' }]);
+
+    const [{ owner }] = await runSql(
+      ownerUrl(),
+      `select relowner::regrole::text as owner from pg_class where oid = 'sessions'::regclass`,
+    );
+    const everything = { tenant: theirs.tenant, env: 'dev' };
+    for (const sql of [
+      `set role ${owner}`,
+      `set session authorization ${owner}`,
+      'set role memoryd_search',
+      'set role pg_read_all_data',
+      'alter role memoryd_app bypassrls',
+      'alter role memoryd_app superuser',
+      'create role more',
+      `grant ${owner} to memoryd_app`,
+      'create table public.mine (a int)',
+      `create function public.mine() returns int language sql as 'select 1'`,
+      'create schema mine',
+      'create policy mine on sessions using (true)',
+      'drop policy tenant on sessions',
+      'grant all on sessions to public',
+      `copy messages to program 'cat'`,
+      `select pg_read_file('postgresql.conf')`,
+      'create extension file_fdw',
+      'drop function merge_patch(jsonb, jsonb)',
+      `alter function merge_patch(jsonb, jsonb) owner to memoryd_app`,
+      'delete from tenants',
+      'update schema_versions set version = 99',
+      'truncate tenants',
+      'drop table tenants cascade',
+      ...protectedTables.flatMap((table) => [
+        `alter table ${table} disable row level security`,
+        `alter table ${table} no force row level security`,
+        `truncate ${table}`,
+        `drop table ${table} cascade`,
+        `alter table ${table} add column a int`,
+        `alter table ${table} owner to memoryd_app`,
+        `create index on ${table} (tenant_id)`,
+        `create rule r as on select to ${table} do instead select`,
+      ]),
+    ]) {
+      expect(await refusal(as(appUrl(), everything, [sql])), sql).to.be.oneOf([REFUSED, '42809']);
+    }
+    for (const sql of [`update audit_events set action = ''`, 'delete from audit_events']) {
+      expect(await refusal(as(appUrl(), everything, [sql])), sql).to.equal(REFUSED);
+    }
+  });
+
+  it('shows memoryd_jobs the directory and its jobs, and no tenant', async () => {
+    const rights = await runSql(
+      ownerUrl(),
+      `select c.oid::regclass::text as name, p.right from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (right)
+       where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm') and has_table_privilege('memoryd_jobs', c.oid, p.right) order by 1, 2`,
+    );
+    expect(rights).to.deep.equal(DIRECTORY.map((name) => ({ name, right: 'select' })));
+    const schemas = await runSql(
+      ownerUrl(),
+      `select nspname::text as name from pg_namespace where nspowner = 'memoryd_jobs'::regrole`,
+    );
+    expect(schemas).to.deep.equal([{ name: 'graphile_worker' }]);
+    const jobs = new URL(appUrl());
+    [jobs.username, jobs.password] = ['memoryd_jobs', 'jobs'];
+    const settings = { tenant: theirs.tenant, env: 'dev' };
+    for (const table of protectedTables) {
+      const select: [string] = [`select from ${table}`];
+      expect(await refusal(as(jobs.href, settings, select)), table).to.equal(REFUSED);
+      expect(await refusal(as(appUrl(), { ...settings, role: 'memoryd_jobs' }, select)), table).to.equal(REFUSED);
+    }
+    expect((await as(jobs.href, {}, ['select from tenants where tenant_id = $1', [theirs.tenant]])).rowCount).to.equal(
+      1,
+    );
+    expect(await refusal(as(jobs.href, {}, ['create table public.mine (a int)']))).to.equal(REFUSED);
+    expect(await refusal(as(jobs.href, {}, ['update tenants set envs = envs']))).to.equal(REFUSED);
+    // Without becoming memoryd_jobs, the runtime role has nothing of it.
+    expect(await refusal(as(appUrl(), {}, ['select from graphile_worker.jobs']))).to.equal(REFUSED);
+  });
+
+  it('keeps a tenant whose name is a prefix, a pattern or another case apart', async () => {
+    const base = `t-${randomBytes(6).toString('hex')}`;
+    await addMembers([base, `${base}-`, `${base}0`].map((tenant) => ({ tenant, env: 'dev', user: 'user' })));
+    const insert = `insert into threads (tenant_id, env, user_id, thread_id, thread_uid, create_time, update_time) values ($1, 'dev', 'user', 't', $2, now(), now())`;
+    await as(appUrl(), { tenant: base, env: 'dev' }, [insert, [base, randomUUID()]], ['commit']);
+    const seen = async (tenant: string) =>
+      (await as(appUrl(), { tenant, env: 'dev' }, ['select from threads'])).rowCount;
+    expect(await Promise.all([base, `${base}-`, `${base}0`, base.toUpperCase(), `${base}%`].map(seen))).to.deep.equal([
+      1, 0, 0, 0, 0,
+    ]);
+    expect(planted.place).to.equal(theirs);
+  });
+});

@@ -21,7 +21,7 @@ const CONVERSATION = 'memory.v1.ConversationService';
 
 function same(what: string, actual: unknown, expected: unknown): void {
   if (!isDeepStrictEqual(actual, expected)) {
-    throw new Surprise(`${what} is ${JSON.stringify(actual)}, should be ${JSON.stringify(expected)}`);
+    throw new Surprise(`${what}: ${JSON.stringify(actual)} instead of ${JSON.stringify(expected)}`);
   }
 }
 

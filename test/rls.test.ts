@@ -4,59 +4,29 @@ import pg from 'pg';
 import type { RunningServer } from '../src/server.ts';
 import { addMembers } from './fixtures/answers.ts';
 import { type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
+import {
+  allTables,
+  as,
+  DIRECTORY,
+  OF_THE_SCHEMA,
+  REFUSED,
+  refusal,
+  type Settings,
+  type Table,
+  tenantTables,
+} from './fixtures/roles.ts';
 import { appUrl, connect, newTenant, ownerUrl, runSql, startTestServer } from './support.ts';
 
-/** Read before a tenant is known, so outside row-level security. */
-const DIRECTORY = ['tenant_members', 'tenants'];
-/** What has no tenant at all. */
-const OF_THE_SCHEMA = ['memoryd_migrations', 'memoryd_migrations_lock', 'schema_versions'];
-const REFUSED = '42501';
-
-const TABLES = `
-  select c.oid, c.relname as name, c.relrowsecurity as enabled, c.relforcerowsecurity as forced,
-    exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id') as of_tenant
-  from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'f', 'm') order by 2`;
-
-type Settings = { tenant?: string; env?: string; role?: string };
-
-/** Runs statements in one transaction as a runtime role, and rolls back. Resolves to the result of the last. */
-async function as(
-  url: string,
-  { tenant, env, role }: Settings,
-  ...statements: [string, unknown[]?][]
-): Promise<pg.QueryResult> {
-  const client = new pg.Client({ connectionString: url });
-  await client.connect();
-  try {
-    await client.query('begin');
-    if (tenant !== undefined) await client.query(`select set_config('app.tenant_id', $1, true)`, [tenant]);
-    if (env !== undefined) await client.query(`select set_config('app.env', $1, true)`, [env]);
-    if (role) await client.query(`set local role ${role}`);
-    let result: pg.QueryResult | undefined;
-    for (const [sql, values] of statements) result = await client.query(sql, values);
-    return result!;
-  } finally {
-    await client.end();
-  }
-}
-
-/** The SQLSTATE of what must be refused. */
-const refusal = async (attempt: Promise<unknown>): Promise<string> =>
-  attempt.then(
-    () => 'it was done',
-    (error) => error.code,
-  );
-
 describe('row-level security', () => {
-  let tables: { oid: number; name: string; enabled: boolean; forced: boolean; of_tenant: boolean }[];
+  let tables: Table[];
   let protectedTables: string[];
   let mine: Place;
   let theirs: Place;
   let planted: Planted;
 
   before(async () => {
-    tables = await runSql(ownerUrl(), TABLES);
-    protectedTables = tables.filter((t) => t.of_tenant && !DIRECTORY.includes(t.name)).map((t) => t.name);
+    tables = await allTables();
+    protectedTables = tenantTables(tables);
     const server: RunningServer = await startTestServer();
     const client = connect(`127.0.0.1:${server.port}`);
     const tenants = [await newTenant([], { pii: 3 }), await newTenant([], { pii: 3 })];
@@ -217,104 +187,6 @@ describe('row-level security', () => {
     } finally {
       await client.end();
     }
-  });
-
-  it('runs as a role that owns nothing and cannot become more', async () => {
-    const roles = await runSql(
-      ownerUrl(),
-      `select rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit, rolcanlogin from pg_roles where rolname like 'memoryd\\_%' and rolname in ('memoryd_app', 'memoryd_jobs', 'memoryd_search') order by 1`,
-    );
-    const plain = {
-      rolsuper: false,
-      rolbypassrls: false,
-      rolcreaterole: false,
-      rolcreatedb: false,
-      rolreplication: false,
-    };
-    expect(roles.map(({ rolname, rolinherit, rolcanlogin, ...rights }) => [rolname, rights])).to.deep.equal(
-      ['memoryd_app', 'memoryd_jobs', 'memoryd_search'].map((name) => [name, plain]),
-    );
-    expect(roles.map(({ rolcanlogin }) => rolcanlogin)).to.deep.equal([true, true, false]);
-    expect(roles[0].rolinherit).to.equal(false);
-    const owned = `select count(*)::int as n from pg_shdepend where refclassid = 'pg_authid'::regclass and refobjid = 'memoryd_app'::regrole and deptype = 'o'`;
-    expect(await runSql(ownerUrl(), owned)).to.deep.equal([{ n: 0 }]);
-    const member = `select distinct roleid::regrole::text as role from pg_auth_members where member = 'memoryd_app'::regrole`;
-    expect(await runSql(ownerUrl(), member)).to.deep.equal([{ role: 'memoryd_jobs' }]);
-
-    const [{ owner }] = await runSql(
-      ownerUrl(),
-      `select relowner::regrole::text as owner from pg_class where oid = 'sessions'::regclass`,
-    );
-    const everything = { tenant: theirs.tenant, env: 'dev' };
-    for (const sql of [
-      `set role ${owner}`,
-      `set session authorization ${owner}`,
-      'set role memoryd_search',
-      'set role pg_read_all_data',
-      'alter role memoryd_app bypassrls',
-      'alter role memoryd_app superuser',
-      'create role more',
-      `grant ${owner} to memoryd_app`,
-      'create table public.mine (a int)',
-      `create function public.mine() returns int language sql as 'select 1'`,
-      'create schema mine',
-      'create policy mine on sessions using (true)',
-      'drop policy tenant on sessions',
-      'grant all on sessions to public',
-      `copy messages to program 'cat'`,
-      `select pg_read_file('postgresql.conf')`,
-      'create extension file_fdw',
-      'drop function merge_patch(jsonb, jsonb)',
-      `alter function merge_patch(jsonb, jsonb) owner to memoryd_app`,
-      'delete from tenants',
-      'update schema_versions set version = 99',
-      'truncate tenants',
-      'drop table tenants cascade',
-      ...protectedTables.flatMap((table) => [
-        `alter table ${table} disable row level security`,
-        `alter table ${table} no force row level security`,
-        `truncate ${table}`,
-        `drop table ${table} cascade`,
-        `alter table ${table} add column a int`,
-        `alter table ${table} owner to memoryd_app`,
-        `create index on ${table} (tenant_id)`,
-        `create rule r as on select to ${table} do instead select`,
-      ]),
-    ]) {
-      expect(await refusal(as(appUrl(), everything, [sql])), sql).to.be.oneOf([REFUSED, '42809']);
-    }
-    for (const sql of [`update audit_events set action = ''`, 'delete from audit_events']) {
-      expect(await refusal(as(appUrl(), everything, [sql])), sql).to.equal(REFUSED);
-    }
-  });
-
-  it('shows memoryd_jobs the directory and its jobs, and no tenant', async () => {
-    const rights = await runSql(
-      ownerUrl(),
-      `select c.oid::regclass::text as name, p.right from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (right)
-       where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm') and has_table_privilege('memoryd_jobs', c.oid, p.right) order by 1, 2`,
-    );
-    expect(rights).to.deep.equal(DIRECTORY.map((name) => ({ name, right: 'select' })));
-    const schemas = await runSql(
-      ownerUrl(),
-      `select nspname::text as name from pg_namespace where nspowner = 'memoryd_jobs'::regrole`,
-    );
-    expect(schemas).to.deep.equal([{ name: 'graphile_worker' }]);
-    const jobs = new URL(appUrl());
-    [jobs.username, jobs.password] = ['memoryd_jobs', 'jobs'];
-    const settings = { tenant: theirs.tenant, env: 'dev' };
-    for (const table of protectedTables) {
-      const select: [string] = [`select from ${table}`];
-      expect(await refusal(as(jobs.href, settings, select)), table).to.equal(REFUSED);
-      expect(await refusal(as(appUrl(), { ...settings, role: 'memoryd_jobs' }, select)), table).to.equal(REFUSED);
-    }
-    expect((await as(jobs.href, {}, ['select from tenants where tenant_id = $1', [theirs.tenant]])).rowCount).to.equal(
-      1,
-    );
-    expect(await refusal(as(jobs.href, {}, ['create table public.mine (a int)']))).to.equal(REFUSED);
-    expect(await refusal(as(jobs.href, {}, ['update tenants set envs = envs']))).to.equal(REFUSED);
-    // Without becoming memoryd_jobs, the runtime role has nothing of it.
-    expect(await refusal(as(appUrl(), {}, ['select from graphile_worker.jobs']))).to.equal(REFUSED);
   });
 
   it('keeps a tenant whose name is a prefix, a pattern or another case apart', async () => {

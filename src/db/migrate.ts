@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import knex from 'knex';
 import pg from 'pg';
-import { connectionSettings } from './pool.ts';
+import { connectionSettings, QUIET } from './pool.ts';
 import { migrateJobs } from './queue.ts';
 
 export const MIGRATIONS = fileURLToPath(new URL('../../migrations', import.meta.url));
@@ -70,6 +70,7 @@ export async function migrate(connectionString: string | undefined, folder = MIG
     client: 'pg',
     connection: connectionSettings(connectionString) as object,
     pool: { min: 0, max: 2 },
+    log: QUIET,
     migrations: { migrationSource: sqlFiles(folder) as any, tableName: 'memoryd_migrations' },
   });
   try {

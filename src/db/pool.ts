@@ -40,6 +40,9 @@ export function connectionSettings(connectionString: string | undefined): pg.Cli
   };
 }
 
+/** Knex prints what goes wrong, which reaches our log, or whoever typed the command, anyway. */
+export const QUIET = { warn() {}, error() {}, debug() {}, deprecate() {} };
+
 /** Ends a connection at once, whatever it is doing. The pool gives it to nobody any more. */
 export function destroy(client: pg.Client): void {
   (client as any).__knex__disposed = new Error('destroyed');
@@ -53,7 +56,7 @@ export function openDatabase(options: DatabaseOptions): Database {
     connection: settings as Knex.PgConnectionConfig,
     pool: { min: 0, max: options.poolSize, idleTimeoutMillis: 60_000 },
     acquireConnectionTimeout: options.poolWaitMs,
-    log: { warn() {}, error() {}, debug() {}, deprecate() {} }, // failures reach the calls, and their log lines
+    log: QUIET,
   });
   const tarn = pool.client.pool;
   const shared =

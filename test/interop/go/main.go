@@ -25,7 +25,7 @@ import (
 // UNAVAILABLE only: the call may have taken effect, which is why every change carries a request_id.
 const serviceConfig = `{"methodConfig": [{
   "name": [{"service": "memory.v1.MemoryService"}, {"service": "memory.v1.ConversationService"}],
-  "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 2,
+  "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"]}
 }]}`
 

@@ -24,9 +24,9 @@ SERVICE_CONFIG = {
         {
             "name": [{"service": "memory.v1.MemoryService"}, {"service": "memory.v1.ConversationService"}],
             "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },

@@ -1,0 +1,193 @@
+import { randomBytes, randomUUID } from 'node:crypto';
+import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect } from 'chai';
+import { MIGRATIONS, migrate } from '../src/db/migrate.ts';
+import { allTables, as, DIRECTORY, REFUSED, refusal, tenantTables } from './fixtures/roles.ts';
+import { appUrl, newTenant, ownerUrl, runSql } from './support.ts';
+
+describe('database roles', () => {
+  let protectedTables: string[];
+  let tenant: string;
+
+  before(async () => {
+    protectedTables = tenantTables(await allTables());
+    tenant = await newTenant();
+  });
+
+  it('runs as a role that owns nothing and cannot become more', async () => {
+    const roles = await runSql(
+      ownerUrl(),
+      `select rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit, rolcanlogin from pg_roles where rolname like 'memoryd\\_%' and rolname in ('memoryd_app', 'memoryd_jobs', 'memoryd_search') order by 1`,
+    );
+    const plain = {
+      rolsuper: false,
+      rolbypassrls: false,
+      rolcreaterole: false,
+      rolcreatedb: false,
+      rolreplication: false,
+    };
+    expect(roles.map(({ rolname, rolinherit, rolcanlogin, ...rights }) => [rolname, rights])).to.deep.equal(
+      ['memoryd_app', 'memoryd_jobs', 'memoryd_search'].map((name) => [name, plain]),
+    );
+    expect(roles.map(({ rolcanlogin }) => rolcanlogin)).to.deep.equal([true, true, false]);
+    expect(roles[0].rolinherit).to.equal(false);
+    const grantable = `select c.relname as name from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+      and has_table_privilege('memoryd_app', c.oid, 'select with grant option, insert with grant option, update with grant option')`;
+    expect(await runSql(ownerUrl(), grantable)).to.deep.equal([]);
+    const owned = `select count(*)::int as n from pg_shdepend where refclassid = 'pg_authid'::regclass and refobjid = 'memoryd_app'::regrole and deptype = 'o'`;
+    expect(await runSql(ownerUrl(), owned)).to.deep.equal([{ n: 0 }]);
+    const member = `select distinct roleid::regrole::text as role from pg_auth_members where member = 'memoryd_app'::regrole`;
+    expect(await runSql(ownerUrl(), member)).to.deep.equal([{ role: 'memoryd_jobs' }]);
+
+    const [{ owner }] = await runSql(
+      ownerUrl(),
+      `select relowner::regrole::text as owner from pg_class where oid = 'sessions'::regclass`,
+    );
+    const everything = { tenant: tenant, env: 'dev' };
+    for (const sql of [
+      `set role ${owner}`,
+      `set session authorization ${owner}`,
+      'set role memoryd_search',
+      'set role pg_read_all_data',
+      'alter role memoryd_app bypassrls',
+      'alter role memoryd_app superuser',
+      'create role more',
+      `grant ${owner} to memoryd_app`,
+      'create table public.mine (a int)',
+      `create function public.mine() returns int language sql as 'select 1'`,
+      'create schema mine',
+      'create policy mine on sessions using (true)',
+      'drop policy tenant on sessions',
+      `copy messages to program 'cat'`,
+      `select pg_read_file('postgresql.conf')`,
+      'create extension file_fdw',
+      'drop function merge_patch(jsonb, jsonb)',
+      `alter function merge_patch(jsonb, jsonb) owner to memoryd_app`,
+      'delete from tenants',
+      'update schema_versions set version = 99',
+      'truncate tenants',
+      'drop table tenants cascade',
+      ...protectedTables.flatMap((table) => [
+        `alter table ${table} disable row level security`,
+        `alter table ${table} no force row level security`,
+        `truncate ${table}`,
+        `drop table ${table} cascade`,
+        `alter table ${table} add column a int`,
+        `alter table ${table} owner to memoryd_app`,
+        `create index on ${table} (tenant_id)`,
+        `create rule r as on select to ${table} do instead select`,
+      ]),
+    ]) {
+      expect(await refusal(as(appUrl(), everything, [sql])), sql).to.be.oneOf([REFUSED, '42809']);
+    }
+    for (const sql of [`update audit_events set action = ''`, 'delete from audit_events']) {
+      expect(await refusal(as(appUrl(), everything, [sql])), sql).to.equal(REFUSED);
+    }
+  });
+
+  it('shows memoryd_jobs the directory and its jobs, and no tenant', async () => {
+    const rights = await runSql(
+      ownerUrl(),
+      `select c.oid::regclass::text as name, p.privilege from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (privilege)
+       where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm') and has_table_privilege('memoryd_jobs', c.oid, p.privilege) order by 1, 2`,
+    );
+    expect(rights).to.deep.equal(DIRECTORY.map((name) => ({ name, privilege: 'select' })));
+    const schemas = await runSql(
+      ownerUrl(),
+      `select nspname::text as name from pg_namespace where nspowner = 'memoryd_jobs'::regrole`,
+    );
+    expect(schemas).to.deep.equal([{ name: 'graphile_worker' }]);
+    const jobs = new URL(appUrl());
+    [jobs.username, jobs.password] = ['memoryd_jobs', 'jobs'];
+    const settings = { tenant: tenant, env: 'dev' };
+    for (const table of protectedTables) {
+      const select: [string] = [`select from ${table}`];
+      expect(await refusal(as(jobs.href, settings, select)), table).to.equal(REFUSED);
+      expect(await refusal(as(appUrl(), { ...settings, role: 'memoryd_jobs' }, select)), table).to.equal(REFUSED);
+    }
+    expect((await as(jobs.href, {}, ['select from tenants where tenant_id = $1', [tenant]])).rowCount).to.equal(1);
+    expect(await refusal(as(jobs.href, {}, ['create table public.mine (a int)']))).to.equal(REFUSED);
+    expect(await refusal(as(jobs.href, {}, ['update tenants set envs = envs']))).to.equal(REFUSED);
+    // Without becoming memoryd_jobs, the runtime role has nothing of it.
+    expect(await refusal(as(appUrl(), {}, ['select from graphile_worker.jobs']))).to.equal(REFUSED);
+  });
+
+  describe('the owner', () => {
+    const name = `owner_${randomBytes(6).toString('hex')}`;
+    let url: URL;
+    let admin: URL;
+    let folder: string;
+
+    before(async () => {
+      // As it is run for real: the owner is no superuser, who would see through every policy.
+      await runSql(ownerUrl(), `create role ${name} login createrole password 'owner'`);
+      await runSql(ownerUrl(), `grant memoryd_app, memoryd_jobs, memoryd_search to ${name} with admin option`);
+      await runSql(ownerUrl(), `create database ${name} owner ${name}`);
+      [url, admin] = [new URL(ownerUrl()), new URL(ownerUrl())];
+      for (const each of [url, admin]) each.pathname = `/${name}`;
+      [url.username, url.password] = [name, 'owner'];
+      folder = await mkdtemp(join(tmpdir(), 'memoryd-migrations-'));
+      await cp(MIGRATIONS, folder, { recursive: true });
+      await migrate(url.href, folder);
+      for (const each of ['one', 'two', 'three']) {
+        const insert = `insert into threads (tenant_id, env, user_id, thread_id, thread_uid, create_time, update_time) values ($1, 'dev', 'user', 't', $2, now(), now())`;
+        await as(url.href, { tenant: each, env: 'dev' }, [insert, [each, randomUUID()]], ['commit']);
+      }
+    });
+    after(async () => {
+      await runSql(ownerUrl(), `drop database ${name} with (force)`);
+      await rm(folder, { recursive: true });
+    });
+
+    const revisions = async () =>
+      (await runSql(admin.href, 'select revision::int from threads')).map((row) => row.revision);
+    const forced = async () =>
+      (await runSql(admin.href, `select relforcerowsecurity as forced from pg_class where relname = 'threads'`))[0]
+        .forced;
+    const migration = async (version: number, sql: string) => {
+      const file = `${String(version).padStart(4, '0')}_backfill.sql`;
+      await writeFile(
+        join(folder, file),
+        `${sql}; insert into schema_versions (version, compatible_from) values (${version}, 1);`,
+      );
+      return file;
+    };
+
+    it('touches no row under FORCE, and nobody says so', async () => {
+      expect(await revisions()).to.deep.equal([0, 0, 0]);
+      const [{ role }] = await runSql(
+        url.href,
+        `select current_user || ' ' || rolsuper || ' ' || rolbypassrls as role from pg_roles where rolname = current_user`,
+      );
+      expect(role).to.equal(`${name} false false`);
+      expect((await as(url.href, {}, ['update threads set revision = 1'], ['commit'])).command).to.equal('COMMIT');
+      const file = await migration(7001, 'update threads set revision = 1');
+      expect(await migrate(url.href, folder)).to.deep.equal([file]);
+      expect(await revisions()).to.deep.equal([0, 0, 0]);
+    });
+
+    it('backfills all tenants in a migration that switches FORCE off and on', async () => {
+      const backfill =
+        'alter table threads no force row level security; update threads set revision = revision + 5; alter table threads force row level security';
+      const file = await migration(7002, backfill);
+      expect(await migrate(url.href, folder)).to.deep.equal([file]);
+      expect(await revisions()).to.deep.equal([5, 5, 5]);
+      expect(await forced()).to.equal(true);
+      expect(await runSql(url.href, 'select from threads')).to.deep.equal([]);
+    });
+
+    it('leaves FORCE on and no row changed when such a migration fails', async () => {
+      const file = await migration(
+        7003,
+        'alter table threads no force row level security; update threads set revision = 99; select 1 / 0',
+      );
+      expect(await refusal(migrate(url.href, folder))).to.equal('22012');
+      expect(await revisions()).to.deep.equal([5, 5, 5]);
+      expect(await forced()).to.equal(true);
+      await rm(join(folder, file));
+      expect(await migrate(url.href, folder)).to.deep.equal([]);
+    });
+  });
+});

@@ -176,7 +176,7 @@ describe('session expiry', () => {
         expect(await get(id), name).to.deep.equal(now);
       }
       const ahead = nanosOf(last.expireTime) - (await clock());
-      expect(ahead > 590n * 1_000_000_000n && ahead <= 600n * 1_000_000_000n).to.equal(true);
+      expect(ahead > 500n * 1_000_000_000n && ahead <= 600n * 1_000_000_000n).to.equal(true);
     });
 
     it('counts snapshot changes only in revision, etag and update_time', async () => {

@@ -145,6 +145,25 @@ describe('threads', () => {
     ]);
   });
 
+  it('has a thread once a live session points to it, and takes back the name that the service gave it', async () => {
+    const first = await client.memory.upsertSession({ session: { surfaceId: 'web' } });
+    const { threadId } = first.session!;
+    expect((await client.conversation.listMessages({ threadId })).messages).to.deep.equal([]);
+    const echoed = await client.memory.upsertSession({ session: { surfaceId: 'web', threadId, title: 'same' } });
+    expect(echoed).to.deep.include({ created: false });
+    expect(echoed.session!.id).to.equal(first.session!.id);
+    const selection = { $case: 'inline', value: { messages: [human('from there')] } } as const;
+    const inline = { sourceThreadId: threadId, selection: { selection } };
+    const forwarded = await client.memory.forwardBundle({
+      source: { $case: 'inline', value: inline },
+      targetThreadId: threadId,
+    });
+    expect(forwarded).to.include({ firstSeq: 1, lastSeq: 1 });
+    await client.memory.endSession({ sessionId: first.session!.id });
+    const ended = await client.memory.upsertSession({ session: { surfaceId: 'web', threadId } });
+    expect(ended.created).to.equal(true);
+  });
+
   it('lists the threads of the user, newest first', async () => {
     for (const id of ['a', 'b', 'c']) await append(id, ['x']);
     await client.conversation.deleteThread({ threadId: 'b' });

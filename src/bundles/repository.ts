@@ -6,7 +6,7 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Bundle, BundleForward } from '../gen/memory/v1/bundle.ts';
 import type { Message, MessageSelection } from '../gen/memory/v1/message.ts';
 import { invalid, notFound, type RpcError } from '../rpc/errors.ts';
-import { messageFromRow, requireThread, touchSessions } from '../threads/repository.ts';
+import { awaited, messageFromRow, requireThread, touchSessions } from '../threads/repository.ts';
 
 // Own parameters of all statements here that copy messages: $11 bundle id (new, or of the saved one), $12 source thread,
 // $13 source project, $14 the selection (last_n, a list of ids, or inline messages), $15 and $16 the bundle's expiry.
@@ -37,8 +37,9 @@ type Choice = keyof typeof CHOSEN;
 
 /** The CTEs up to `content`, the bundle to be: no row if the source or a named message is missing, or it is over 1 MiB. */
 const contentOf = (choice: Choice) => `source as materialized (
-    select thread_uid from threads
-    where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $12 and delete_time is null
+    select t.thread_uid from (select) one
+    left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $12
+    where t.delete_time is null and (t.thread_uid is not null or ${awaited('$12')})
   ), chosen as materialized (
     ${CHOSEN[choice]}
   ), total as materialized (
@@ -120,7 +121,7 @@ export async function saveBundle(tx: TenantTx, source: BundleSource): Promise<Bu
 
 /** Why no bundle could be made of a source. */
 export async function whyNotBundled(db: TenantDb, source: BundleSource): Promise<RpcError> {
-  await requireThread(db, source.sourceThreadId);
+  await requireThread(db, source.sourceThreadId, { what: 'source thread' });
   const { selection } = source.selection;
   if (selection?.$case === 'messageIds') {
     const [found] = await db.query(COUNT_IDS, [source.sourceThreadId, selection.value.ids]);
@@ -153,7 +154,7 @@ const forwardStatement = (bundle: string) =>
     insert into threads as t (tenant_id, env, user_id, thread_id, thread_uid, last_seq, revision, create_time, update_time)
     select $1, $2, $3, $17, $22::uuid, content.message_count, content.message_count, c.at, c.at
     from content, (select clock_timestamp() as at) c
-    where not exists (select from prior) and ($19::boolean or exists (
+    where not exists (select from prior) and ($19::boolean or ${awaited('$17')} or exists (
       select from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $17 and delete_time is null))
     on conflict (tenant_id, env, user_id, thread_id) do update
       set last_seq = t.last_seq + excluded.last_seq, revision = t.revision + excluded.revision,
@@ -246,11 +247,11 @@ export async function whyNotForwarded(db: TenantDb, forward: Forward): Promise<R
   const { source, targetThreadId } = forward;
   if ('bundleId' in source) {
     if (!(await getBundle(db, source.bundleId))) return notFound('bundle');
-    await requireThread(db, targetThreadId);
+    await requireThread(db, targetThreadId, { what: 'target thread', mayBeMissing: forward.createTarget });
     return notFound('thread');
   }
-  await requireThread(db, source.sourceThreadId);
-  await requireThread(db, targetThreadId, forward.createTarget);
+  await requireThread(db, source.sourceThreadId, { what: 'source thread' });
+  await requireThread(db, targetThreadId, { what: 'target thread', mayBeMissing: forward.createTarget });
   return whyNotBundled(db, source);
 }
 

@@ -36,11 +36,17 @@ export class RpcError extends Error {
   }
 }
 
+/** More are not looked for: a request of 4 MiB can hold a million. */
+export const MAX_VIOLATIONS = 100;
+
 export const invalid = (violations: Violation[]) =>
   new RpcError(
     status.INVALID_ARGUMENT,
     'INVALID_REQUEST',
-    violations.map((v) => `${v.field}: ${v.description}`).join('; '),
+    violations
+      .slice(0, MAX_VIOLATIONS)
+      .map((v) => `${v.field}: ${v.description}`)
+      .join('; '),
     { violations },
   );
 
@@ -112,35 +118,36 @@ function fromDatabase(error: unknown): RpcError | undefined {
   return undefined;
 }
 
-// Clients commonly accept 8 kB of headers, and larger details wedge the connection (grpc-js 1.14).
+// Clients commonly accept 8 kB of headers, in which the details come as base64 beside the percent-encoded message; larger
+// ones wedge the connection (grpc-js 1.14). The limits of the texts leave room for one violation in any case.
 const DETAILS_LIMIT = 4000;
-const TEXT_LIMIT = 1000;
+const MESSAGE_LIMIT = 800;
+const METADATA_LIMIT = 800;
+const TEXT_LIMIT = 400;
+const NAME_LIMIT = 64;
 
-const text = (value: string) => {
-  const clean = value.toWellFormed().replace(/[\0-\x1f\x7f]/g, '\ufffd');
-  return clean.length > TEXT_LIMIT ? `${clean.slice(0, TEXT_LIMIT).toWellFormed()}…` : clean;
-};
+const utf8 = new TextEncoder();
 
-function statusBytes(error: RpcError, violations: Violation[]): Buffer {
-  const { metadata = {}, retryAfterMs, quota } = error.details;
-  const details = [
-    any(
-      'ErrorInfo',
-      ErrorInfo.encode(
-        ErrorInfo.fromPartial({ reason: error.reason, domain: 'memoryd', metadata: new Map(Object.entries(metadata)) }),
-      ),
-    ),
-  ];
-  if (violations.length > 0) {
-    const fieldViolations = violations.map((v) => ({ ...v, field: text(v.field), description: text(v.description) }));
-    details.push(any('BadRequest', BadRequest.encode(BadRequest.fromPartial({ fieldViolations }))));
+/** Well-formed, without control characters, and cut to so many bytes of UTF-8. */
+function text(value: string, limit = TEXT_LIMIT): string {
+  const clean = value
+    .slice(0, limit + 1)
+    .toWellFormed()
+    .replace(/[\0-\x1f\x7f]/g, '\ufffd');
+  const { read } = utf8.encodeInto(clean, new Uint8Array(limit));
+  return read < clean.length ? `${clean.slice(0, read)}…` : clean;
+}
+
+/** The first of these that fit into so many bytes. */
+function fitting<T>(elements: Iterable<T>, limit: number, bytes: (element: T) => number): T[] {
+  const fit: T[] = [];
+  let left = limit;
+  for (const element of elements) {
+    left -= bytes(element);
+    if (left < 0) break;
+    fit.push(element);
   }
-  if (retryAfterMs !== undefined) {
-    const retryDelay = { seconds: Math.floor(retryAfterMs / 1000), nanos: (retryAfterMs % 1000) * 1e6 };
-    details.push(any('RetryInfo', RetryInfo.encode(RetryInfo.fromPartial({ retryDelay }))));
-  }
-  if (quota) details.push(any('QuotaFailure', QuotaFailure.encode(QuotaFailure.fromPartial({ violations: [quota] }))));
-  return Buffer.from(Status.encode({ code: error.code, message: text(error.message), details }).finish());
+  return fit;
 }
 
 const any = (type: string, writer: { finish(): Uint8Array }) => ({
@@ -148,15 +155,56 @@ const any = (type: string, writer: { finish(): Uint8Array }) => ({
   value: Buffer.from(writer.finish()),
 });
 
+function errorInfo({ reason, details: { metadata = {} } }: RpcError) {
+  const entries = Object.entries(metadata).map(([key, value]) => [text(key, NAME_LIMIT), text(value)] as const);
+  const fit = fitting(entries, METADATA_LIMIT, ([key, value]) => Buffer.byteLength(key) + Buffer.byteLength(value));
+  return any(
+    'ErrorInfo',
+    ErrorInfo.encode(ErrorInfo.fromPartial({ reason, domain: 'memoryd', metadata: new Map(fit) })),
+  );
+}
+
+function retryInfo(ms: number) {
+  const whole = Math.ceil(ms);
+  const retryDelay = { seconds: Math.floor(whole / 1000), nanos: (whole % 1000) * 1e6 };
+  return any('RetryInfo', RetryInfo.encode(RetryInfo.fromPartial({ retryDelay })));
+}
+
+function quotaFailure({ subject, description }: { subject: string; description: string }) {
+  const violations = [{ subject: text(subject), description: text(description) }];
+  return any('QuotaFailure', QuotaFailure.encode(QuotaFailure.fromPartial({ violations })));
+}
+
+function badRequest(violations: Violation[], limit: number) {
+  const clean = violations.slice(0, MAX_VIOLATIONS).map(({ field, description, reason = '' }) => ({
+    field: text(field),
+    description: text(description),
+    reason: text(reason, NAME_LIMIT),
+  }));
+  // Each of its three fields and the violation itself have a tag and a length.
+  const bytes = (v: (typeof clean)[0]) => 12 + Buffer.byteLength(v.field + v.description + v.reason);
+  return any(
+    'BadRequest',
+    BadRequest.encode(BadRequest.fromPartial({ fieldViolations: fitting(clean, limit, bytes) })),
+  );
+}
+
 /** The error as grpc-js sends it, with its google.rpc.Status, in which as many violations are named as fit. */
 export function toServiceError(error: RpcError): ServiceError {
-  let violations = error.details.violations ?? [];
-  let bytes = statusBytes(error, violations);
-  while (bytes.length > DETAILS_LIMIT && violations.length > 0) {
-    violations = violations.slice(0, Math.floor(violations.length / 2));
-    bytes = statusBytes(error, violations);
+  const { code, details: of } = error;
+  const message = text(error.message, MESSAGE_LIMIT);
+  const details = [errorInfo(error)];
+  if (of.retryAfterMs !== undefined) details.push(retryInfo(of.retryAfterMs));
+  if (of.quota) details.push(quotaFailure(of.quota));
+  const encode = () => Buffer.from(Status.encode({ code, message, details }).finish());
+  let bytes = encode();
+  if (of.violations?.length) {
+    details.push(badRequest(of.violations, DETAILS_LIMIT - bytes.length - 64));
+    bytes = encode();
   }
   const metadata = new Metadata();
   metadata.set('grpc-status-details-bin', bytes);
-  return { name: 'RpcError', message: error.message, code: error.code, details: text(error.message), metadata };
+  // Channels that retry by themselves heed this rather than RetryInfo.
+  if (error.details.retryAfterMs !== undefined) metadata.set('grpc-retry-pushback-ms', String(error.details.retryAfterMs));
+  return { name: 'RpcError', message, code, details: message, metadata };
 }

@@ -1,7 +1,7 @@
 import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { JsonObject } from '../wire/struct.ts';
-import { invalid, type Violation } from './errors.ts';
+import { invalid, MAX_VIOLATIONS, type Violation } from './errors.ts';
 
 export const MAX_PAGE_ROWS = 500;
 const STRUCT_BYTES = 64 * 1024;
@@ -27,7 +27,7 @@ export class Check {
   readonly violations: Violation[] = [];
 
   that(holds: boolean, field: string, description: string): boolean {
-    if (!holds) this.violations.push({ field, description });
+    if (!holds && this.violations.length < MAX_VIOLATIONS) this.violations.push({ field, description });
     return holds;
   }
 
@@ -88,7 +88,7 @@ export class Check {
   }
 
   seq(field: string, value: number): void {
-    this.that(Number.isSafeInteger(value) && value >= 0, field, 'not a seq');
+    this.that(value >= 0, field, 'negative');
   }
 
   page(request: { pageSize: number; pageToken: string }): void {
@@ -105,7 +105,8 @@ export class Check {
 
   duration(field: string, value: Duration, minSeconds: number, maxSeconds: number): void {
     const seconds = value.seconds + value.nanos / 1e9;
-    const valid = Math.abs(value.nanos) < 1e9 && seconds >= minSeconds && seconds <= maxSeconds;
+    const sameSign = value.seconds * value.nanos >= 0;
+    const valid = Math.abs(value.nanos) < 1e9 && sameSign && seconds >= minSeconds && seconds <= maxSeconds;
     this.that(valid, field, `not from ${minSeconds} to ${maxSeconds} seconds`);
   }
 

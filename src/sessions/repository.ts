@@ -85,19 +85,27 @@ const AUDIT = audited('sessions.upsert', 'saved', {
   metadata: `jsonb_build_object('created', created, 'revision', revision)`,
 });
 
+// `key`: a thread that the service named counts as left out, so that a caller may send back what it got.
 // A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it. A new session
 // writes the row of a thread that is there, deleted or not: so it waits for a delete under way, and sees what that did.
 const UPSERT_BY_KEY = change<SavedRow>(`
-  with retired as (
+  with key as materialized (
+    select coalesce((
+      select s.key_thread_id from sessions s
+      where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = $14 and s.surface_id = $12 and s.project_id = $13
+        and s.key_thread_id = '' and ${LIVE}
+      limit 1), $14::text) as thread
+  ), retired as (
     update sessions s set end_time = expire_time
-    where tenant_id = $1 and env = $2 and user_id = $3 and surface_id = $12 and project_id = $13 and key_thread_id = $14
+    where tenant_id = $1 and env = $2 and user_id = $3 and surface_id = $12 and project_id = $13
+      and key_thread_id = (select thread from key)
       and end_time is null and delete_time is null and expire_time <= now()
     returning 1
   ), saved as (
     insert into sessions as s (tenant_id, env, id, user_id, surface_id, project_id, key_thread_id, thread_id, title, preferences,
       pinned_refs, summary_refs, state, metadata, metrics, tool_id, workspace_path, process_id, email, anonymous, pinned, archived,
       create_time, update_time, last_activity_time, expire_time, sliding_ttl)
-    select $1, $2, $11::uuid, $3, $12, $13, $14, $15, coalesce($16::jsonb ->> 'title', ''), merge_struct('{}', $16, 'preferences'),
+    select $1, $2, $11::uuid, $3, $12, $13, (select thread from key), $15, coalesce($16::jsonb ->> 'title', ''), merge_struct('{}', $16, 'preferences'),
       merge_refs('[]', $16, 'pinned_refs', 'pin_time', c.at), merge_refs('[]', $16, 'summary_refs', 'create_time', c.at),
       merge_struct('{}', $16, 'state'), merge_struct('{}', $16, 'metadata'), merge_struct('{}', $16, 'metrics'),
       coalesce($16 ->> 'tool_id', ''), coalesce($16 ->> 'workspace_path', ''), coalesce($16 ->> 'process_id', ''),
@@ -108,8 +116,8 @@ const UPSERT_BY_KEY = change<SavedRow>(`
     from (select clock_timestamp() as at, count(*) from retired) c
     where $21::bigint is null or exists (
       select from sessions s
-      where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.surface_id = $12 and s.project_id = $13 and s.key_thread_id = $14
-        and ${LIVE})
+      where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.surface_id = $12 and s.project_id = $13
+        and s.key_thread_id = (select thread from key) and ${LIVE})
     on conflict (tenant_id, env, user_id, surface_id, project_id, key_thread_id) where end_time is null and delete_time is null
     do update set ${changed('excluded.update_time')}
     where $21 is null or s.revision = $21
@@ -209,7 +217,7 @@ const STATE = pointRead<StateRow>(`
   from sessions s
   where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and (s.expire_time is null or s.expire_time > now())
     and case when $4::uuid is null
-      then s.surface_id = $5::text and s.project_id = $6::text and s.key_thread_id = $7::text and ${LIVE}
+      then s.surface_id = $5::text and s.project_id = $6::text and $7::text in (s.key_thread_id, s.thread_id) and ${LIVE}
       else s.id = $4 end`);
 
 /** Why a write found no session to change: with an id, or by its key and an etag. */

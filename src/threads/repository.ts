@@ -213,15 +213,26 @@ export async function getMessage(db: TenantDb, id: string): Promise<Message | un
   return row && messageFromRow(row, row.threadId);
 }
 
-const STATE = pointRead<{ deleted: boolean }>(`
-  select delete_time is not null as deleted from threads
-  where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4`);
+/** Whether a live session of the user points to a thread: then it exists, though no message was appended yet. */
+export const awaited = (threadId: string) => `exists (
+      select from sessions s
+      where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = ${threadId}
+        and s.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now()))`;
+
+const STATE = pointRead<{ there: boolean; deleted: boolean }>(`
+  select t.thread_id is not null or ${awaited('$4')} as there, t.delete_time is not null as deleted
+  from (select) one
+  left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4`);
 
 /** Refuses a thread that is not there. One that may be created may be missing, but not deleted. */
-export async function requireThread(db: TenantDb, threadId: string, mayBeMissing = false): Promise<void> {
+export async function requireThread(
+  db: TenantDb,
+  threadId: string,
+  { what = 'thread', mayBeMissing = false }: { what?: string; mayBeMissing?: boolean } = {},
+): Promise<void> {
   const [thread] = await db.query(STATE, [threadId]);
-  if (!thread && !mayBeMissing) throw notFound('thread');
-  if (thread?.deleted) throw deleted('thread');
+  if (!thread!.there && !mayBeMissing) throw notFound(what);
+  if (thread!.deleted) throw deleted(what);
 }
 
 const LIST = pointRead<{

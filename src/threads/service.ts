@@ -20,8 +20,8 @@ const MAX_APPENDED = 100;
 export const conversationHandlers: Handlers<typeof ConversationServiceService> = {
   async appendMessages(request, call) {
     const check = new Check();
-    if (request.sessionId) check.optionalId('thread_id', request.threadId);
-    else check.id('thread_id', request.threadId);
+    check.that(Boolean(request.threadId || request.sessionId), 'thread_id', 'required, unless session_id is given');
+    check.optionalId('thread_id', request.threadId);
     check.optionalUuid('session_id', request.sessionId);
     check.optionalUuid('request_id', request.requestId);
     const clientIds = new Set<string>();
@@ -103,7 +103,7 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
       const rows = await deleteThread(tx, request.threadId);
       if (rows.length > 0) return rows;
       await requireThread(call.db, request.threadId);
-      throw notFound('thread');
+      throw notFound('thread'); // only a session points to it
     });
     return {};
   },

@@ -1,0 +1,173 @@
+import { randomUUID } from 'node:crypto';
+import { expect } from 'chai';
+import { MessageRole } from '../src/gen/memory/v1/message.ts';
+import type { RunningServer } from '../src/server.ts';
+import { sweep } from '../src/tenants/expiry.ts';
+import {
+  type Clients,
+  connect,
+  headersOf,
+  metadataOf,
+  newTenant,
+  rowCounts,
+  startTestServer,
+  tenantSql,
+} from './support.ts';
+
+const KINDS = ['bundles', 'handoffs', 'messages', 'requests', 'session_keys', 'sessions', 'tombstones'];
+const TABLES = [
+  'sessions',
+  'session_keys',
+  'threads',
+  'messages',
+  'bundles',
+  'bundle_forwards',
+  'handoffs',
+  'requests',
+];
+
+// Other test files sweep the same database meanwhile: whoever sweeps, the counts of the tenant are the same.
+describe('the sweep', () => {
+  let server: RunningServer;
+  let tenant: string;
+  let client: Clients;
+
+  before(async () => {
+    server = await startTestServer();
+  });
+  after(() => server.stop());
+  beforeEach(async () => {
+    tenant = await newTenant(['user', 'admin']);
+    client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
+  });
+  afterEach(() => client.close());
+
+  const messages = ['a', 'b', 'c'].map((content) => ({ role: MessageRole.HUMAN, content }));
+  const service = () => metadataOf({ 'x-tenant-id': tenant, 'x-env': 'dev', 'x-scopes': 'memory:handoff' });
+  const stats = async () => {
+    const found = await client.admin.getExpiryStats({}, metadataOf(headersOf(tenant, 'admin')));
+    expect(found.stats.map((stat) => stat.kind)).to.deep.equal(KINDS);
+    return Object.fromEntries(found.stats.map((stat) => [stat.kind, stat]));
+  };
+  const swept = async () => {
+    const counts = Object.entries(await stats()).map(([kind, stat]) => [kind, stat.sweptCount] as const);
+    return Object.fromEntries(counts.filter(([, count]) => count > 0));
+  };
+  const sql = (text: string, values?: unknown[]) => tenantSql(tenant, text, values);
+
+  /** One of everything that can expire: a session with a key, a thread, a bundle that landed with a hand-off, a request. */
+  async function plant(name: string) {
+    const { session } = await client.memory.upsertSession({
+      session: { surfaceId: name, threadId: name },
+      issueSessionKey: true,
+      requestId: randomUUID(),
+    });
+    await client.conversation.appendMessages({ threadId: name, messages });
+    const inline = { sourceThreadId: name, selection: { selection: { $case: 'lastN' as const, value: 2 } } };
+    const forwarded = await client.memory.forwardBundle({
+      source: { $case: 'inline', value: inline },
+      targetThreadId: `${name}-target`,
+      createTarget: true,
+      handoff: { destination: name },
+    });
+    const [handoff] = (await client.memory.pullHandoffs({ destination: name }, service())).handoffs;
+    await client.memory.ackHandoff({ handoffId: handoff!.id, leaseToken: handoff!.leaseToken }, service());
+    return { sessionId: session!.id, bundleId: forwarded.bundle!.id, handoffId: forwarded.handoffId };
+  }
+
+  it('removes nothing that is not due', async () => {
+    await plant('kept');
+    const { sessionId } = await plant('deleted');
+    await sql(`update sessions set expire_time = now() + interval '1 hour' where end_time is null`);
+    await sql(`update bundles set expire_time = now() + interval '1 hour'`);
+    await sql(`update handoffs set ack_time = now() - interval '6 days 23 hours'`);
+    await sql(`update requests set create_time = now() - interval '23 hours'`);
+    await client.memory.endSession({ sessionId: (await plant('ended')).sessionId });
+    await client.memory.deleteSession({ sessionId });
+    await sql(`update sessions set delete_time = now() - interval '29 days' where delete_time is not null`);
+    await sql(`update threads set delete_time = now() - interval '29 days' where delete_time is not null`);
+    const before = await rowCounts(tenant, TABLES);
+    const pending = Object.values(await stats()).filter((stat) => stat.kind !== 'messages');
+    expect(pending.map((stat) => [stat.sweptCount, stat.pendingCount])).to.deep.equal(Array(6).fill([0, 0]));
+    await sweep(server.kernel.database);
+    expect(await swept()).to.deep.equal({ messages: 3 });
+    expect(await rowCounts(tenant, TABLES)).to.deep.equal({ ...before, messages: before.messages! - 3 });
+  });
+
+  it('removes each kind when it is due, and counts it', async () => {
+    await plant('kept');
+    const before = await rowCounts(tenant, TABLES);
+    const due = await plant('due');
+    const keyed = await plant('keyed');
+    const planted = await rowCounts(tenant, TABLES);
+    await sql('update sessions set expire_time = now() where id = $1', [due.sessionId]);
+    await sql('update session_keys set expire_time = now() where session_id = $1', [keyed.sessionId]);
+    await sql('update bundles set expire_time = now() where id = $1', [due.bundleId]);
+    await sql(`update handoffs set ack_time = now() - interval '7 days 1 second' where id = $1`, [keyed.handoffId]);
+    await sql(`update requests set create_time = now() - interval '24 hours 1 second' where result::text like $1`, [
+      `%${due.sessionId}%`,
+    ]);
+    await client.conversation.deleteThread({ threadId: 'due' });
+    await sql(`update threads set delete_time = now() - interval '30 days 1 second' where delete_time is not null`);
+    const expected = { bundles: 1, handoffs: 1, messages: 3, requests: 1, session_keys: 1, sessions: 1, tombstones: 1 };
+    for (const [kind, { pendingCount, sweptCount }] of Object.entries(await stats())) {
+      expect(pendingCount + sweptCount, kind).to.equal(expected[kind as keyof typeof expected]);
+    }
+    await sweep(server.kernel.database);
+    expect(await swept()).to.deep.equal(expected);
+    for (const stat of Object.values(await stats())) {
+      expect([stat.kind, stat.pendingCount, stat.lastSweepTime !== undefined]).to.deep.equal([stat.kind, 0, true]);
+    }
+    // The expired session took its key with it, and the bundle its landing and its hand-off.
+    expect(await rowCounts(tenant, TABLES)).to.deep.equal({
+      sessions: planted.sessions! - 1,
+      session_keys: before.session_keys!,
+      threads: planted.threads! - 1,
+      messages: planted.messages! - 3,
+      bundles: planted.bundles! - 1,
+      bundle_forwards: planted.bundle_forwards! - 1,
+      handoffs: before.handoffs!,
+      requests: planted.requests! - 1,
+    });
+  });
+
+  it('forgets deleted sessions after 30 days', async () => {
+    const { sessionId } = await plant('gone');
+    await client.memory.deleteSession({ sessionId });
+    await sweep(server.kernel.database);
+    await sql(`update sessions set delete_time = now() - interval '30 days 1 second'`);
+    await sql(`update threads set delete_time = now() - interval '30 days 1 second' where thread_id = 'gone'`);
+    await sweep(server.kernel.database);
+    expect(await swept()).to.deep.equal({ messages: 3, tombstones: 2 });
+    expect(await rowCounts(tenant, ['sessions', 'dropped_threads'])).to.deep.equal({ sessions: 0, dropped_threads: 0 });
+  });
+
+  it('removes more than a batch, and counts it once when two sweeps run at once', async () => {
+    await plant('kept');
+    await sql(
+      `insert into bundles (tenant_id, env, id, user_id, source_thread_id, messages, message_count, byte_size, create_time, expire_time)
+      select $1, 'dev', gen_random_uuid(), 'user', 's', '[]', 0, 0, now(), now() from generate_series(1, 2500)`,
+      [tenant],
+    );
+    await client.conversation.appendMessages({ threadId: 'long', messages: Array(100).fill(messages[0]) });
+    await sql(`insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, create_time)
+      select tenant_id, env, thread_uid, s, gen_random_uuid(), user_id, 1, 'x', now()
+      from threads, generate_series(101, 2200) s where thread_id = 'long'`);
+    await client.conversation.deleteThread({ threadId: 'long' });
+    const { database } = server.kernel;
+    await Promise.all([sweep(database), sweep(database), sweep(database)]);
+    // A sweep skips what another holds: what all of them left goes with the next.
+    await sweep(database);
+    expect(await swept()).to.deep.equal({ bundles: 2500, messages: 2200 });
+    const counts = await rowCounts(tenant, ['bundles', 'messages', 'dropped_threads']);
+    expect(counts).to.deep.equal({ bundles: 1, messages: 5, dropped_threads: 0 });
+  });
+
+  it('tells what it removed by kind', async () => {
+    await plant('due');
+    await sql('update bundles set expire_time = now()');
+    const counts = await sweep(server.kernel.database);
+    expect(KINDS).to.include.members([...counts.keys()]);
+    expect(await swept()).to.deep.equal({ bundles: 1 });
+  });
+});

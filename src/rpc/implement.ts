@@ -10,6 +10,7 @@ import type {
   UntypedServiceImplementation,
 } from '@grpc/grpc-js';
 import { status } from '@grpc/grpc-js';
+import { TOO_DEEP } from '../wire/struct.ts';
 import { decodeStrictUtf8 } from '../wire/utf8.ts';
 import { type Access, authorize } from './access.ts';
 import { type About, type Call, makeCall } from './context.ts';
@@ -72,14 +73,21 @@ export function implement<Definition extends { [name: string]: any }>(
 function decode<Request>(method: Method<Request, any, any, any>, bytes: Buffer): Request {
   try {
     // Generated decoders take a reader as well, and this one refuses text that is not UTF-8.
-    return method.requestDeserialize(new BinaryReader(bytes, decodeStrictUtf8) as unknown as Buffer);
+    const reader = new BinaryReader(bytes, decodeStrictUtf8);
+    const request = method.requestDeserialize(reader as unknown as Buffer);
+    if (reader.pos < reader.len) throw new Error('no field starts here'); // they would just stop
+    return request;
   } catch (error) {
-    const fault = error instanceof RangeError ? 'nested too deep' : (error as Error).message;
+    const fault = decodingFault(error as Error);
     throw new Refusal(status.INVALID_ARGUMENT, 'MALFORMED_REQUEST', `the request cannot be decoded: ${fault}`, {
       violations: [{ field: '', description: fault }],
     });
   }
 }
+
+// Whatever reads past the end is a RangeError as well.
+const decodingFault = ({ name, message }: Error) =>
+  name === 'RangeError' && message !== TOO_DEEP ? 'it ends too early' : message;
 
 async function* decodeAll(method: AnyMethod, stream: AsyncIterable<Buffer>): AsyncIterable<any> {
   for await (const bytes of stream) yield decode(method, bytes);

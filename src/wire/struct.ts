@@ -8,6 +8,7 @@ export type JsonObject = { [key: string]: any };
 
 // Deeper input is not even decoded: each level is a stack frame. Validation allows far fewer and names the field.
 const MAX_DEPTH = 200;
+export const TOO_DEEP = 'nested too deep';
 
 function put(object: JsonObject, key: string, value: unknown): void {
   if (key === '__proto__') {
@@ -31,7 +32,7 @@ function decodeEntry(reader: BinaryReader, object: JsonObject, depth: number): v
 }
 
 function decodeObject(reader: BinaryReader, length: number, depth: number): JsonObject {
-  if (depth > MAX_DEPTH) throw new RangeError('nested too deep');
+  if (depth > MAX_DEPTH) throw new RangeError(TOO_DEEP);
   const end = reader.pos + length;
   const object: JsonObject = {};
   while (reader.pos < end) {
@@ -43,7 +44,7 @@ function decodeObject(reader: BinaryReader, length: number, depth: number): Json
 }
 
 function decodeList(reader: BinaryReader, length: number, depth: number): unknown[] {
-  if (depth > MAX_DEPTH) throw new RangeError('nested too deep');
+  if (depth > MAX_DEPTH) throw new RangeError(TOO_DEEP);
   const end = reader.pos + length;
   const list: unknown[] = [];
   while (reader.pos < end) {

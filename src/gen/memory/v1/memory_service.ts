@@ -215,7 +215,10 @@ export interface DeleteSessionResponse {
 
 /** The request of SaveBundle. */
 export interface SaveBundleRequest {
-  /** Required. The thread to copy from, 1 to 128 characters. It must exist, for inline content too. */
+  /**
+   * Required. The thread to copy from, 1 to 128 characters. It must exist, for inline content too: a thread exists once
+   * a message was appended or a live session points to it.
+   */
   sourceThreadId: string;
   /** Optional. The project of the source thread, as the caller names it, at most 128 characters. */
   sourceProjectId: string;
@@ -257,7 +260,10 @@ export interface ForwardBundleRequest {
   targetThreadId: string;
   /** Optional. The project of the target thread, as the caller names it, at most 128 characters. */
   targetProjectId: string;
-  /** Optional. Creates the target thread if it does not exist. Otherwise that is `NOT_FOUND`. */
+  /**
+   * Optional. Creates the target thread if it does not exist. Otherwise that is `NOT_FOUND`. A thread that a live session
+   * points to exists.
+   */
   createTarget: boolean;
   /** Optional. Appends the copies even if the bundle has landed in this target before. */
   allowRepeat: boolean;
@@ -271,7 +277,10 @@ export interface ForwardBundleRequest {
 
 /** Messages to be saved as a bundle. */
 export interface InlineBundle {
-  /** Required. The thread to copy from, 1 to 128 characters. It must exist, for inline content too. */
+  /**
+   * Required. The thread to copy from, 1 to 128 characters. It must exist, for inline content too: a thread exists once
+   * a message was appended or a live session points to it.
+   */
   sourceThreadId: string;
   /** Optional. The project of the source thread, as the caller names it, at most 128 characters. */
   sourceProjectId: string;
@@ -2680,7 +2689,7 @@ export const MemoryServiceService = {
    *
    * With `session.id` the named session changes: `NOT_FOUND` if it is not there, expired or deleted (reason `DELETED`),
    * `FAILED_PRECONDITION` (`SESSION_ENDED`) if it has ended. Without it the live session with the same user, surface_id,
-   * project_id and thread_id (as given, empty if left out) changes; if there is none, one is created. A session that has
+   * project_id and thread_id (empty if left out; one that the service named counts as left out) changes; if there is none, one is created. A session that has
    * ended, expired or was deleted makes way for a new one with a new id.
    *
    * Fields that are present change; Structs merge by RFC 7396 inside the database (null deletes a key), so that
@@ -2842,7 +2851,7 @@ export interface MemoryServiceServer extends UntypedServiceImplementation {
    *
    * With `session.id` the named session changes: `NOT_FOUND` if it is not there, expired or deleted (reason `DELETED`),
    * `FAILED_PRECONDITION` (`SESSION_ENDED`) if it has ended. Without it the live session with the same user, surface_id,
-   * project_id and thread_id (as given, empty if left out) changes; if there is none, one is created. A session that has
+   * project_id and thread_id (empty if left out; one that the service named counts as left out) changes; if there is none, one is created. A session that has
    * ended, expired or was deleted makes way for a new one with a new id.
    *
    * Fields that are present change; Structs merge by RFC 7396 inside the database (null deletes a key), so that
@@ -2902,7 +2911,7 @@ export interface MemoryServiceClient extends Client {
    *
    * With `session.id` the named session changes: `NOT_FOUND` if it is not there, expired or deleted (reason `DELETED`),
    * `FAILED_PRECONDITION` (`SESSION_ENDED`) if it has ended. Without it the live session with the same user, surface_id,
-   * project_id and thread_id (as given, empty if left out) changes; if there is none, one is created. A session that has
+   * project_id and thread_id (empty if left out; one that the service named counts as left out) changes; if there is none, one is created. A session that has
    * ended, expired or was deleted makes way for a new one with a new id.
    *
    * Fields that are present change; Structs merge by RFC 7396 inside the database (null deletes a key), so that

@@ -4,7 +4,7 @@ import { seed } from './calls.ts';
 import { type Child, startChild } from './child.ts';
 import type { LoadSetup } from './load.ts';
 import { atMost, type Bar, barTable, roundedRow, table } from './report.ts';
-import { type Contestant, type Field, median, type Round, type Row, runGroup, summarise } from './rounds.ts';
+import { type Contestant, cpuRatio, type Field, type Row, runGroup, summarise } from './rounds.ts';
 import { measureDev, measureServe } from './startup.ts';
 import { OPERATIONS } from './subjects.ts';
 import { makeWorld, type World } from './world.ts';
@@ -54,9 +54,9 @@ async function bench({ quick, json, profile }: Options): Promise<void> {
     const { field, echo, ours, pg } = await startField(world, children);
     if (profile) return await profileGetSession(field, ours, profile);
 
-    const { rows, ratios } = await compareAll(field, [echo, ours, pg], size);
+    const { rows, ratio } = await compareAll(field, [echo, ours, pg], size);
     for (const child of children) child.stop();
-    const bars = [atMost('GetSession server CPU per call vs echo, 64 callers', median(ratios), 3.5)];
+    const bars = [atMost('GetSession server CPU per call vs echo, 64 callers', ratio, 3.5)];
     bars.push(...(await startBars(world, size)));
 
     console.log(`${table(rows)}\n\n${barTable(bars)}`);
@@ -88,14 +88,14 @@ async function startField(world: World, children: Child[]) {
   return { field, echo, ours, pg };
 }
 
-/** All groups, and for the bar the ratio of each round of GetSession to the echo's beside it. */
+/** All groups, and for the bar what GetSession costs as a multiple of the echo beside it. */
 async function compareAll(
   field: Field,
   contestants: Contestant[],
   size: Size,
-): Promise<{ rows: Row[]; ratios: number[] }> {
+): Promise<{ rows: Row[]; ratio: number }> {
   const rows: Row[] = [];
-  let ratios: number[] = [];
+  let ratio = Number.NaN;
   progress('warming up');
   for (const operation of OPERATIONS) {
     await runGroup(field, { operation, callers: MOST, contestants, rounds: 0, ms: 1000 });
@@ -107,13 +107,11 @@ async function compareAll(
       const group = { operation, callers, contestants, rounds: isBar ? size.barRounds : size.rounds, ms: size.ms };
       const results = await runGroup(field, group);
       for (const { name } of contestants) rows.push(summarise(group, name, results.get(name)!));
-      if (isBar) ratios = ratiosOf(results.get('memoryd')!, results.get('echo')!);
+      if (isBar) ratio = cpuRatio(results.get('memoryd')!, results.get('echo')!);
     }
   }
-  return { rows, ratios };
+  return { rows, ratio };
 }
-
-const ratiosOf = (ours: Round[], echo: Round[]): number[] => ours.map(({ cpu }, i) => cpu / echo[i]!.cpu);
 
 async function startBars(world: World, size: Size): Promise<Bar[]> {
   progress('starts of `serve`');

@@ -44,6 +44,7 @@ export function table(rows: Row[]): string {
       row.cpuMicros.toFixed(0),
       echo ? (row.cpuMicros / echo.cpuMicros).toFixed(2) : '',
       row.postgresCpuMicros?.toFixed(0) ?? '',
+      row.othersPercent.toFixed(0),
     ]);
   }
   return aligned(lines, 3);

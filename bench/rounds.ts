@@ -1,3 +1,4 @@
+import { cpus } from 'node:os';
 import type { Child } from './child.ts';
 import type { RunOrder, RunResult } from './load.ts';
 import type { Operation } from './subjects.ts';
@@ -28,6 +29,8 @@ export interface Round {
   /** Microseconds per call. */
   cpu: number;
   postgresCpu: number | undefined;
+  /** The part of the machine's CPU time that programs took which are not of the bench. */
+  others: number;
   latencies: Float64Array;
 }
 
@@ -51,21 +54,45 @@ async function runOnce(
   { name, process, usesPostgres }: Contestant,
   order: Omit<RunOrder, 'contestant'>,
 ): Promise<Round> {
-  const postgresBefore = usesPostgres ? postgresCpu() : undefined;
-  const before = await process.ask<NodeJS.CpuUsage>('cpu');
+  const look = async () => ({
+    server: await cpuMs(process),
+    client: process === load ? 0 : await cpuMs(load),
+    postgres: postgresCpu() ?? 0,
+    machine: cpus().reduce((sum, { times }) => sum + times.user + times.nice + times.sys + times.irq, 0),
+  });
+  const before = await look();
   const { ms, latencies } = await load.ask<RunResult>('run', { ...order, contestant: name });
-  const after = await process.ask<NodeJS.CpuUsage>('cpu');
-  const postgresAfter = usesPostgres ? postgresCpu() : undefined;
+  const after = await look();
 
   const calls = latencies.length;
-  const spent = after.user - before.user + after.system - before.system;
-  const postgresMs = postgresAfter !== undefined && postgresBefore !== undefined && postgresAfter - postgresBefore;
+  const server = after.server - before.server;
+  const postgres = after.postgres - before.postgres;
+  const others = after.machine - before.machine - server - (after.client - before.client) - postgres;
   return {
     perSecond: (calls / ms) * 1000,
-    cpu: spent / calls,
-    postgresCpu: postgresMs === false ? undefined : (postgresMs * 1000) / calls,
+    cpu: (server * 1000) / calls,
+    postgresCpu: usesPostgres && after.postgres > 0 ? (postgres * 1000) / calls : undefined,
+    others: Math.max(0, others) / (ms * cpus().length),
     latencies,
   };
+}
+
+async function cpuMs(process: Child): Promise<number> {
+  const { user, system } = await process.ask<NodeJS.CpuUsage>('cpu');
+  return (user + system) / 1000;
+}
+
+/**
+ * The median of what one costs in CPU as a multiple of what the other costs beside it, over the half of the rounds in which
+ * other programs took least: on a machine that is not ours alone, they make every call dearer, and not both alike.
+ */
+export function cpuRatio(ours: Round[], theirs: Round[]): number {
+  const pairs = ours.map((round, i) => ({
+    ratio: round.cpu / theirs[i]!.cpu,
+    others: Math.max(round.others, theirs[i]!.others),
+  }));
+  const quiet = pairs.sort((a, b) => a.others - b.others).slice(0, Math.ceil(pairs.length / 2));
+  return median(quiet.map(({ ratio }) => ratio));
 }
 
 export function median(values: number[]): number {
@@ -85,6 +112,8 @@ export interface Row {
   /** Of the process that serves the call, or, of plain pg, that makes it. */
   cpuMicros: number;
   postgresCpuMicros: number | undefined;
+  /** What programs that are not of the bench took of the machine's CPU time meanwhile. */
+  othersPercent: number;
 }
 
 /** What a contestant's rounds come to: medians over the rounds, and percentiles over all their calls. */
@@ -102,5 +131,6 @@ export function summarise({ operation, callers }: Group, contestant: string, rou
     p99Ms: percentile(0.99),
     cpuMicros: median(rounds.map((round) => round.cpu)),
     postgresCpuMicros: postgres.length > 0 ? median(postgres) : undefined,
+    othersPercent: median(rounds.map((round) => round.others)) * 100,
   };
 }

@@ -66,10 +66,14 @@ export async function measureDev(world: World): Promise<number> {
 }
 
 function memoryd(args: string[], env: Record<string, string>): ChildProcess {
-  return spawn(process.execPath, [MAIN, ...args], {
+  const child = spawn(process.execPath, [MAIN, ...args], {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
+  const kill = () => child.kill(); // should the bench be ended from outside
+  process.on('exit', kill);
+  child.on('exit', () => process.off('exit', kill));
+  return child;
 }
 
 async function endOf(child: ChildProcess): Promise<never> {

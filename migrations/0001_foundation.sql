@@ -20,6 +20,12 @@ create table tenant_members (
   primary key (tenant_id, env, user_id)
 );
 
+-- Whether JSON is at most so large as a caller counts it: Postgres writes a space after each comma and colon.
+create function json_fits(value jsonb, bytes int) returns boolean
+  language sql immutable parallel safe as $$
+  select octet_length(value::text) <= bytes or octet_length(replace(replace(value::text, '": ', '":'), ', ', ',')) <= bytes
+$$;
+
 -- Sessions. `key_thread_id` is the thread as the caller gave it ('' if left out): it is part of the key by which an
 -- upsert finds a live session, while `thread_id` is the thread that the session really points to.
 
@@ -33,12 +39,12 @@ create table sessions (
   key_thread_id text not null default '',
   thread_id text not null,
   title text not null default '',
-  preferences jsonb not null default '{}' constraint sessions_preferences_size check (octet_length(preferences::text) <= 65536),
+  preferences jsonb not null default '{}' constraint sessions_preferences_size check (json_fits(preferences, 65536)),
   pinned_refs jsonb not null default '[]' constraint sessions_pinned_refs_count check (jsonb_array_length(pinned_refs) <= 200),
   summary_refs jsonb not null default '[]' constraint sessions_summary_refs_count check (jsonb_array_length(summary_refs) <= 100),
-  state jsonb not null default '{}' constraint sessions_state_size check (octet_length(state::text) <= 65536),
-  metadata jsonb not null default '{}' constraint sessions_metadata_size check (octet_length(metadata::text) <= 65536),
-  metrics jsonb not null default '{}' constraint sessions_metrics_size check (octet_length(metrics::text) <= 65536),
+  state jsonb not null default '{}' constraint sessions_state_size check (json_fits(state, 65536)),
+  metadata jsonb not null default '{}' constraint sessions_metadata_size check (json_fits(metadata, 65536)),
+  metrics jsonb not null default '{}' constraint sessions_metrics_size check (json_fits(metrics, 65536)),
   tool_id text not null default '',
   workspace_path text not null default '',
   process_id text not null default '',

@@ -48,7 +48,7 @@ const BAD_DURATIONS = [
 ];
 const BAD_STRUCTS = [
   bad('NaN', struct(['a', value.double(Number.NaN)])),
-  bad('Infinity', struct(['a', value.list(value.double(Number.POSITIVE_INFINITY))])),
+  bad('Infinity', struct(['a', value.list([value.double(Number.POSITIVE_INFINITY)])])),
   bad('-Infinity', struct(['a', value.double(Number.NEGATIVE_INFINITY)])),
   bad('NUL in a text', struct(['a', value.string(text('x\0'))])),
   bad('NUL in a key', struct(['a\0', value.double(1)])),
@@ -58,7 +58,7 @@ const BAD_STRUCTS = [
   bad('33 levels', nested(33)),
   bad(
     '33 levels of lists',
-    struct(['a', Array.from({ length: 32 }).reduce<Bytes>((inner) => value.list(inner), value.double(1))]),
+    struct(['a', Array.from({ length: 32 }).reduce<Bytes>((inner) => value.list([inner]), value.double(1))]),
   ),
   bad('64 KiB and a byte', struct(['a', value.string(text('x'.repeat(64 * 1024 - 7)))])),
   bad('invalid UTF-8 in a text', struct(['a', value.string(Buffer.from([0xff]))]), true),

@@ -15,6 +15,7 @@ import {
   rowCounts,
   startTestServer,
   tenantSql,
+  until,
 } from './support.ts';
 
 describe('bundles', () => {
@@ -182,8 +183,10 @@ describe('bundles', () => {
     const bundle = await save('t', lastN(10));
     await append('t', [human('b')]);
     await client.conversation.deleteThread({ threadId: 't' });
-    await sweep(server.kernel.database);
-    expect(await rowCounts(tenant, ['messages'])).to.deep.equal({ messages: 0 });
+    await until(async () => {
+      await sweep(server.kernel.database);
+      return (await rowCounts(tenant, ['messages'])).messages === 0;
+    });
     expect(await get(bundle.id)).to.deep.equal(bundle);
   });
 

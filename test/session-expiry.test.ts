@@ -10,8 +10,10 @@ import {
   headersOf,
   nanosOf,
   newTenant,
+  rowCounts,
   startTestServer,
   tenantSql,
+  until,
 } from './support.ts';
 
 describe('session expiry', () => {
@@ -115,7 +117,10 @@ describe('session expiry', () => {
       }
       expect((await client.memory.listSessions({})).sessions).to.deep.equal([]);
     }
-    expect((await tenantSql(tenant, 'select id from sessions')).length).to.equal(0);
+    await until(async () => {
+      await sweep(server.kernel.database);
+      return (await rowCounts(tenant, ['sessions'])).sessions === 0;
+    });
   });
 
   it('makes way for a new session, swept or not, and leaves the thread', async () => {

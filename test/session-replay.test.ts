@@ -14,6 +14,7 @@ import {
   newTenant,
   startTestServer,
   tenantSql,
+  tenantSql,
 } from './support.ts';
 
 describe('session replay and privacy', () => {
@@ -50,6 +51,18 @@ describe('session replay and privacy', () => {
       await stored({ title: 'later' });
       expect(await upsert({ title: 'a', state: { a: 2, b: 1 } }, { requestId })).to.deep.equal(all[0]);
       expect(await current()).to.include({ title: 'later', revision: 2 });
+    });
+
+    it('keeps nothing of a session that was deleted', async () => {
+      const requestId = randomUUID();
+      const email = 'someone@somewhere.test';
+      const { id } = await stored({ title: 'a', email }, { requestId });
+      await client.memory.resumeSession({ target: { $case: 'sessionId', value: id }, requestId });
+      await client.memory.deleteSession({ sessionId: id });
+      const kept = await tenantSql(tenant, 'select * from requests');
+      expect(kept).to.have.length(2);
+      expect(JSON.stringify(kept)).not.to.include(email);
+      expect(await failure(upsert({ title: 'a', email }, { requestId }))).to.include({ code: 5, reason: 'DELETED' });
     });
 
     it('is scoped to user and method, and refuses another request', async () => {

@@ -42,7 +42,7 @@ const PULL = change<LeaseRow>(`
   ), ${audited('handoffs.pull', 'leased', {
     resource: `'handoffs/' || destination`,
     metadata: `jsonb_build_object('count', (select count(*) from leased))`,
-  })}, ${requested('leased')}
+  })}, ${requested('leased', { evenIfEmpty: true })}
   select * from leased order by id`);
 
 export async function pullHandoffs(

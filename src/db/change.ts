@@ -22,12 +22,13 @@ export function audited(
 /**
  * Stores the rows of `source` as the result of the call's request_id, if it has one: the last CTE of a change. A plain
  * insert: when the same request_id comes twice at once, the second one waits for the first, fails, and is undone whole.
+ * With `evenIfEmpty` no rows are a result as well.
  */
-export function requested(source: string): string {
+export function requested(source: string, { evenIfEmpty = false } = {}): string {
   return `requested as (
     insert into requests (tenant_id, env, user_id, method, request_id, fingerprint, result)
-    select $1, $2, $10, $5, $6, $7, (select jsonb_agg(to_jsonb(r)) from ${source} r)
-    where $6 is not null and exists (select from ${source})
+    select $1, $2, $10, $5, $6, $7, coalesce((select jsonb_agg(to_jsonb(r)) from ${source} r), '[]')
+    where $6 is not null${evenIfEmpty ? '' : ` and exists (select from ${source})`}
     returning 1
   )`;
 }

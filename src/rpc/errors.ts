@@ -205,6 +205,7 @@ export function toServiceError(error: RpcError): ServiceError {
   const metadata = new Metadata();
   metadata.set('grpc-status-details-bin', bytes);
   // Channels that retry by themselves heed this rather than RetryInfo.
-  if (error.details.retryAfterMs !== undefined) metadata.set('grpc-retry-pushback-ms', String(error.details.retryAfterMs));
+  if (error.details.retryAfterMs !== undefined)
+    metadata.set('grpc-retry-pushback-ms', String(error.details.retryAfterMs));
   return { name: 'RpcError', message, code, details: message, metadata };
 }

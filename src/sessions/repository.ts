@@ -23,7 +23,9 @@ export interface SessionRow extends Record<string, any> {
   summaryRefs: Record<string, unknown>[];
 }
 
+/** The session of a row. One that was deleted has left only its id in the results kept for replays. */
 export function sessionFromRow(row: SessionRow): Session {
+  if (row.gone) throw deleted('session');
   return Session.fromPartial({
     ...(row as object),
     pinnedRefs: row.pinnedRefs.map(rowFromJson),
@@ -323,7 +325,8 @@ const LOCK_THREAD = query<{ threadId: string }>(`
   where t.tenant_id = $1 and t.env = $2 and t.user_id = $3
   for update of t`);
 
-// What the session held is wiped; the row stays as a tombstone that refuses late writes.
+// What the session held is wiped, also from the results kept for replays; the row stays as a tombstone that refuses late
+// writes.
 const DELETE = change<{ id: string; threadDeleted: boolean }>(`
   with gone as (
     update sessions s
@@ -343,6 +346,13 @@ const DELETE = change<{ id: string; threadDeleted: boolean }>(`
     returning t.thread_uid, t.delete_time
   ), ${QUEUE_DROPPED}, revoked as (
     delete from session_keys k using gone where k.tenant_id = $1 and k.env = $2 and k.session_id = gone.id
+    returning 1
+  ), scrubbed as (
+    update requests r set result = jsonb_build_array(jsonb_build_object('id', gone.id, 'gone', true))
+    from gone
+    where r.tenant_id = $1 and r.env = $2 and r.user_id in ($10, '')
+      and r.method in ('MemoryService/UpsertSession', 'MemoryService/ResumeSession', 'MemoryService/EndSession')
+      and r.result -> 0 ->> 'id' = gone.id::text
     returning 1
   ), result as materialized (
     select id, exists (select from dropped) as thread_deleted from gone

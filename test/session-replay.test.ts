@@ -14,7 +14,6 @@ import {
   newTenant,
   startTestServer,
   tenantSql,
-  tenantSql,
 } from './support.ts';
 
 describe('session replay and privacy', () => {

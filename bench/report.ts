@@ -25,7 +25,19 @@ export function roundedRow(row: Row): Row {
 /** The rows as a table, groups apart, with what each costs in CPU as a multiple of the echo's. */
 export function table(rows: Row[]): string {
   const lines: string[][] = [
-    ['operation', 'callers', '', 'calls/s', 'p50 ms', 'p95 ms', 'p99 ms', 'CPU µs/call', '× echo', 'Postgres µs/call'],
+    [
+      'operation',
+      'callers',
+      '',
+      'calls/s',
+      'p50 ms',
+      'p95 ms',
+      'p99 ms',
+      'CPU µs/call',
+      '× echo',
+      'Postgres µs/call',
+      'others %',
+    ],
   ];
   let group = '';
   for (const row of rows) {

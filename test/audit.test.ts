@@ -57,7 +57,7 @@ describe('audit', () => {
       resource: string;
       sessionId: string;
     }
-    const done: { told: Told; requestId: string; traceId: string; replay: () => Promise<unknown> }[] = [];
+    const done: { told: Told; requestId: string; traceId: string }[] = [];
     async function change<Request extends object, Response>(
       method: (request: Request, metadata: Metadata) => Promise<Response>,
       request: object,
@@ -69,7 +69,8 @@ describe('audit', () => {
       const call = () => method({ ...request, requestId } as unknown as Request, metadata);
       const response = await call();
       const standard = { actor: 'user', userId: 'user', sessionId: '' };
-      done.push({ told: { ...standard, ...told(response) }, requestId, traceId, replay: call });
+      done.push({ told: { ...standard, ...told(response) }, requestId, traceId });
+      await call(); // a replay
       return response;
     }
     const { memory, conversation, admin } = client;
@@ -126,7 +127,6 @@ describe('audit', () => {
     const change9 = { tenant: { tenantId: tenant, displayName: SECRET } };
     await change(admin.updateTenant, change9, () => ofTenant, metadataOf({ 'x-scopes': 'memory:operator' }));
 
-    for (const { replay } of done) await replay();
     const found = await events();
     expect(found.every((event) => event.outcome === DONE)).to.equal(true);
     expect(found.map((event) => event.action)).to.deep.equal(done.map(({ told }) => told.action).reverse());

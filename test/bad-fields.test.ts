@@ -1,12 +1,11 @@
 import { randomUUID } from 'node:crypto';
-import { type Metadata, type ServiceError, status } from '@grpc/grpc-js';
+import type { Metadata } from '@grpc/grpc-js';
 import { expect } from 'chai';
-import type { RunningServer } from '../src/server.ts';
+import { type Callers, startCallers } from './fixtures/callers.ts';
 import { PROBES } from './fixtures/probes.ts';
 import { RPCS } from './fixtures/rpcs.ts';
 import { type Leaf, leavesOf } from './fixtures/schema.ts';
 import { type Bytes, mask, nested, struct, text, time, value, varint } from './fixtures/wire.ts';
-import { type Clients, connect, failureOf, headersOf, metadataOf, newTenant, startTestServer } from './support.ts';
 
 interface Bad {
   what: string;
@@ -182,43 +181,21 @@ function casesOf({ kind, comment, input, repeated, lastNumber, path }: Leaf): { 
 }
 
 describe('bad fields', () => {
-  let server: RunningServer;
-  let client: Clients;
-  let headers: Record<string, Metadata>;
+  let callers: Callers;
+  let headers: Callers['headers'];
+  let send: Callers['send'];
 
   before(async () => {
-    server = await startTestServer();
-    const tenant = await newTenant(['user', 'admin']);
-    headers = {
-      member: metadataOf(headersOf(tenant)),
-      userless: metadataOf(headersOf(tenant)),
-      admin: metadataOf(headersOf(tenant, 'admin')),
-      handoff: metadataOf({ ...headersOf(tenant), 'x-scopes': 'memory:handoff' }),
-      operator: metadataOf({ 'x-scopes': 'memory:operator' }),
-    };
-    client = connect(`127.0.0.1:${server.port}`);
+    callers = await startCallers();
+    ({ headers, send } = callers);
   });
-  after(async () => {
-    client?.close();
-    await server?.stop();
-  });
+  after(() => callers?.stop());
 
-  const fieldsOf = async (path: string, request: Buffer, metadata: Metadata) => {
-    const answer = await client.raw(path, request, metadata).then(
-      () => ({ code: status.OK, reason: '', violations: [] }),
-      (error: ServiceError) => {
-        const [details] = error.metadata.get('grpc-status-details-bin');
-        expect(details?.length, error.details).to.be.lessThan(4096);
-        return failureOf(error);
-      },
-    );
+  const refusalOf = async (path: string, request: Buffer, metadata: Metadata) => {
+    const answer = await send(path, request, metadata);
     // The process lives, and serves the next call.
-    await client.raw('/memory.v1.ConversationService/ListThreads', Buffer.alloc(0), headers.member);
-    return {
-      code: status[answer.code],
-      reason: answer.reason,
-      fields: answer.violations.map((violation) => violation.field),
-    };
+    await send('/memory.v1.ConversationService/ListThreads', Buffer.alloc(0));
+    return answer;
   };
   const about = (path: string) => (field: string) =>
     field === path || field.startsWith(`${path}.`) || field.startsWith(`${path}[`);
@@ -232,19 +209,19 @@ describe('bad fields', () => {
         const named = leaf.kind === 'mask' || leaf.repeated ? leaf.path.replace(/\[0\]$/, '') : leaf.path;
         const { wrong, right } = casesOf(leaf);
         for (const { what, value: bytes, undecodable } of wrong) {
-          const { code, reason, fields } = await fieldsOf(rpc.path, leaf.request(bytes), metadata);
+          const { name: code, reason, fields } = await refusalOf(rpc.path, leaf.request(bytes), metadata);
           const name = `${leaf.path}: ${what}`;
           expect(code, name).to.equal('INVALID_ARGUMENT');
           expect(reason, name).to.equal(undecodable ? 'MALFORMED_REQUEST' : 'INVALID_REQUEST');
           if (!undecodable) expect(fields.filter(about(named)), `${name} is named among ${fields}`).to.not.be.empty;
         }
         for (const { what, value: bytes } of right) {
-          const { fields } = await fieldsOf(rpc.path, leaf.request(bytes), metadata);
+          const { fields } = await refusalOf(rpc.path, leaf.request(bytes), metadata);
           expect(fields.filter(about(named)), `${leaf.path}: ${what} is fine`).to.deep.equal([]);
         }
         // What only the service sets is not looked at: whatever it holds, nothing breaks.
         if (!leaf.input && leaf.kind === 'string') {
-          const { code } = await fieldsOf(rpc.path, leaf.request(text(`a\0${'x'.repeat(5000)}`)), metadata);
+          const { name: code } = await refusalOf(rpc.path, leaf.request(text(`a\0${'x'.repeat(5000)}`)), metadata);
           expect(code, leaf.path).to.be.oneOf(['OK', 'INVALID_ARGUMENT', 'NOT_FOUND']);
         }
       }

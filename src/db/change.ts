@@ -49,8 +49,8 @@ const STORED = change<{ fingerprint: Buffer; result: Record<string, unknown>[] }
 
 /**
  * Makes a change once: `work` runs in one transaction and gives the rows of the statement that stored them with
- * `requested`. If it fails, refuses or gives none, for whatever reason, and the request_id has a stored result, these rows
- * are the answer: then the change had been made before.
+ * `requested`. If it fails or refuses, for whatever reason, and the request_id has a stored result, these rows are the
+ * answer: then the change had been made before.
  */
 export async function changeOnce<Row>(
   database: Database,
@@ -61,8 +61,7 @@ export async function changeOnce<Row>(
   replayed: () => void = () => {},
 ): Promise<Row[]> {
   if (!stamp.requestId) return transaction(database, scope, stamp, limits, { repeatable: false }, work);
-  const rows = await transaction(database, scope, stamp, limits, { repeatable: true, recover }, work);
-  return rows.length > 0 ? rows : ((await recover()) ?? rows);
+  return transaction(database, scope, stamp, limits, { repeatable: true, recover }, work);
 
   async function recover(): Promise<Row[] | undefined> {
     const [found] = await transactionOnce(database, scope, stamp, limits, (tx) => tx.final(STORED));

@@ -152,7 +152,7 @@ describe('threads', () => {
     const echoed = await client.memory.upsertSession({ session: { surfaceId: 'web', threadId, title: 'same' } });
     expect(echoed).to.deep.include({ created: false });
     expect(echoed.session!.id).to.equal(first.session!.id);
-    const selection = { $case: 'inline', value: { messages: [human('from there')] } } as const;
+    const selection = { $case: 'inline' as const, value: { messages: [human('from there')] } };
     const inline = { sourceThreadId: threadId, selection: { selection } };
     const forwarded = await client.memory.forwardBundle({
       source: { $case: 'inline', value: inline },

@@ -107,6 +107,7 @@ export function metadataOf(headers: Record<string, string>): Metadata {
 export async function startTestServer(
   settings: Parameters<typeof makeConfig>[1] = {},
   log: Logger = process.env.TEST_LOG ? createLog('info') : silentLog(),
+  url = appUrl(),
 ): Promise<RunningServer> {
   const chosen = {
     auth: 'trusted',
@@ -115,7 +116,7 @@ export async function startTestServer(
     drainWait: 0,
     sweepInterval: 0,
   } as const;
-  return startServer(makeConfig(appUrl(), { ...chosen, ...settings }), features, log);
+  return startServer(makeConfig(url, { ...chosen, ...settings }), features, log);
 }
 
 /** A fresh tenant with env `dev` and these members, made directly in the directory. */

@@ -81,9 +81,22 @@ export function openSharedReads(settings: pg.ClientConfig, connections: number, 
     return slot;
   }
 
+  // All reads of one turn of the event loop go to the same connection, in one write; the next turn's to the next one.
+  let sameTurn = false;
+  function slotOfTurn(): number {
+    if (!sameTurn) {
+      sameTurn = true;
+      turn++;
+      setImmediate(() => {
+        sameTurn = false;
+      });
+    }
+    return turn % slots.length;
+  }
+
   return {
     async read(scope, statement, values, deadline) {
-      const index = turn++ % slots.length;
+      const index = slotOfTurn();
       const slot = slots[index] ?? connect(index);
       if (!(slot.client as any)._connected) await slot.ready;
       const left = Math.max(1, deadline - Date.now());

@@ -98,8 +98,13 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
 
   /** Everything between the wire and the handler, and the one place where a call ends. */
   async function serve(call: AnyCall, run: (context: Call) => Promise<void>): Promise<RpcError | undefined> {
-    const ending = new AbortController();
-    const limits = { deadline: deadlineOf(call, kernel.callMs), signal: ending.signal };
+    const ending = lateSignal();
+    const limits = {
+      deadline: deadlineOf(call, kernel.callMs),
+      get signal() {
+        return ending.signal;
+      },
+    };
     const observed = kernel.observe(name, call.metadata);
     const about: About = {};
     let context: Call | undefined;
@@ -194,6 +199,25 @@ async function send(
 }
 
 const ANYONE = { tenant: '', env: '', user: '', actor: '', scopes: new Set<string>(), vouched: false };
+
+/** An AbortController made only when someone asks for its signal: a point read never does. */
+function lateSignal(): { readonly signal: AbortSignal; abort(): void } {
+  let controller: AbortController | undefined;
+  let aborted = false;
+  return {
+    get signal() {
+      if (!controller) {
+        controller = new AbortController();
+        if (aborted) controller.abort();
+      }
+      return controller.signal;
+    },
+    abort() {
+      aborted = true;
+      controller?.abort();
+    },
+  };
+}
 
 /** The client's deadline, bounded by ours. Far or malformed ones (grpc-timeout past 24 days overflows) become ours. */
 function deadlineOf(call: { getDeadline(): Date | number; metadata: Metadata }, callMs: number): number {

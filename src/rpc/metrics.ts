@@ -65,14 +65,29 @@ export function createMetrics(database: Database, inFlight: { count: number }): 
       this.set(inFlight.count);
     },
   });
+  // One for each combination of labels, as looking it up by its labels costs more than to count.
+  const counters = new Map<string, ReturnType<typeof calls.labels>>();
+  const timers = new Map<string, ReturnType<typeof seconds.labels>>();
+  const counterOf = (method: string, code: status) =>
+    kept(counters, `${method} ${code}`, () => calls.labels(method, status[code]!));
+  const timerOf = (method: string) => kept(timers, method, () => seconds.labels(method));
   return {
     registry,
     called(method, code, ms) {
-      calls.inc({ method, code: status[code] });
-      seconds.observe({ method }, ms / 1000);
+      counterOf(method, code).inc();
+      timerOf(method).observe(ms / 1000);
     },
     counted: (what, kind, n) => counted.inc({ what, kind }, n),
     unknownMethod: () => unknown.inc(),
     swept: (kind, rows) => swept.inc({ kind }, rows),
   };
+}
+
+function kept<T>(map: Map<string, T>, key: string, make: () => T): T {
+  let value = map.get(key);
+  if (value === undefined) {
+    value = make();
+    map.set(key, value);
+  }
+  return value;
 }

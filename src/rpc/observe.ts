@@ -43,17 +43,23 @@ export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observ
           ...(caller?.tenant && { 'memoryd.tenant': caller.tenant, 'memoryd.env': caller.env }),
           ...(reason && { 'memoryd.reason': reason }),
         });
+        // pino leaves out what is undefined. With a spread for each optional part, this line was an eighth of all that a
+        // GetSession allocates.
         const line = {
           method,
           code: status[code],
-          ...(reason && { reason }),
+          reason: reason || undefined,
           ms: Math.round(ms * 100) / 100,
-          ...(caller?.tenant && { tenant: caller.tenant, env: caller.env }),
-          ...(caller?.user && { user: caller.user }),
-          ...(caller && caller.actor !== caller.user && { actor: caller.actor }),
-          ...about,
-          ...(REQUEST_ID.test(String(xRequestId ?? '')) && { xRequestId: String(xRequestId) }),
-          ...(traceId && { traceId }),
+          tenant: caller?.tenant || undefined,
+          env: caller?.tenant ? caller.env : undefined,
+          user: caller?.user || undefined,
+          actor: caller && caller.actor !== caller.user ? caller.actor : undefined,
+          sessionId: about.sessionId,
+          threadId: about.threadId,
+          requestId: about.requestId,
+          replayed: about.replayed,
+          xRequestId: xRequestId !== undefined && REQUEST_ID.test(String(xRequestId)) ? String(xRequestId) : undefined,
+          traceId: traceId || undefined,
         };
         if (error === undefined) log.info(line, 'call');
         else log.error({ ...line, err: describe(error) }, 'call');

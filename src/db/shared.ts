@@ -32,7 +32,7 @@ interface Slot {
   overdue: number;
 }
 
-// All units of one turn of the event loop leave in one write; a write per unit was a third of the server's CPU.
+// All units of one turn of the event loop leave in one write: a write per unit cost 3 % more server CPU.
 class BatchedUnit<Row> extends Unit<Row> {
   protected override write(connection: any, messages: Buffer[]): void {
     const waiting: Buffer[] | undefined = connection.memorydBatch;

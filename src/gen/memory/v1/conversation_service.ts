@@ -18,11 +18,46 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { Struct } from "../../../wire/struct.ts";
+import { Duration } from "../../google/protobuf/duration.ts";
+import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, Thread } from "./message.ts";
+import { PinnedRef, Session, SummaryRef } from "./session.ts";
+import { SessionTaskData, Turn, TurnLease, TurnReport } from "./turn.ts";
 
 export const protobufPackage = "memory.v1";
 
 export const protobufFileName = "memory/v1/conversation_service.proto";
+
+/** A section of a context. */
+export const ContextSection = {
+  /** UNSPECIFIED - Not set. Refused on input. */
+  UNSPECIFIED: 0,
+  /** PREFERENCES - The session's preferences. */
+  PREFERENCES: 1,
+  /** PINNED - The session's pinned refs. */
+  PINNED: 2,
+  /** SUMMARIES - The session's summaries. */
+  SUMMARIES: 3,
+  /** SESSION_CONTEXT - A digest of what the session touched. */
+  SESSION_CONTEXT: 4,
+  /** LATEST_TURN - The latest turn. */
+  LATEST_TURN: 5,
+  /** MESSAGES - The newest messages. */
+  MESSAGES: 6,
+} as const;
+
+export type ContextSection = typeof ContextSection[keyof typeof ContextSection];
+
+export namespace ContextSection {
+  export type UNSPECIFIED = typeof ContextSection.UNSPECIFIED;
+  export type PREFERENCES = typeof ContextSection.PREFERENCES;
+  export type PINNED = typeof ContextSection.PINNED;
+  export type SUMMARIES = typeof ContextSection.SUMMARIES;
+  export type SESSION_CONTEXT = typeof ContextSection.SESSION_CONTEXT;
+  export type LATEST_TURN = typeof ContextSection.LATEST_TURN;
+  export type MESSAGES = typeof ContextSection.MESSAGES;
+}
 
 /** The request of AppendMessages. */
 export interface AppendMessagesRequest {
@@ -37,6 +72,11 @@ export interface AppendMessagesRequest {
   messages: Message[];
   /** Optional. A UUID that makes the call idempotent. */
   requestId: string;
+  /**
+   * Optional. The fencing token of the thread's turn. While the turn is held, messages other than HUMAN ones need it:
+   * `FAILED_PRECONDITION` (`TURN_HELD`) without, `ABORTED` (`STALE_FENCING_TOKEN`) with another. 0 is none.
+   */
+  fencingToken: number;
 }
 
 /** The response of AppendMessages. */
@@ -112,8 +152,343 @@ export interface DeleteThreadRequest {
 export interface DeleteThreadResponse {
 }
 
+/** The request of BeginTurn. */
+export interface BeginTurnRequest {
+  /** Required. The session, by `id` or by its key fields, with the fields to change, as in UpsertSession. */
+  session:
+    | Session
+    | undefined;
+  /** Optional. Without a user in the metadata: mints an anonymous user, as in UpsertSession. */
+  anonymous: boolean;
+  /** Required. Who takes the turn, 1 to 128 characters. */
+  holder: string;
+  /** Optional. How long the lease holds, 1 second to 10 minutes. 60 seconds if left out. */
+  leaseTtl:
+    | Duration
+    | undefined;
+  /** Optional. Messages to append, at most 100. */
+  messages: Message[];
+  /** Optional. What context to return. None if left out. */
+  context:
+    | ContextOptions
+    | undefined;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of BeginTurn. */
+export interface BeginTurnResponse {
+  /** The session as stored. */
+  session:
+    | Session
+    | undefined;
+  /** Whether it was created by this call. */
+  sessionCreated: boolean;
+  /** The lease of the thread's turn. */
+  lease:
+    | TurnLease
+    | undefined;
+  /** The appended messages, as AppendMessages returns them. */
+  messages: Message[];
+  /** The context, if asked for, with the appended messages. */
+  context: Context | undefined;
+}
+
+/** The request of CommitTurn. */
+export interface CommitTurnRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Required. The fencing token of the turn. */
+  fencingToken: number;
+  /** Optional. Messages to append, at most 100. */
+  messages: Message[];
+  /** Optional. Ids of messages of the thread that belong to the turn, at most 100, such as the question. */
+  messageIds: string[];
+  /** Optional. The turn to record. */
+  turn:
+    | Turn
+    | undefined;
+  /** Optional. Merged into the session's state by RFC 7396. */
+  statePatch:
+    | { [key: string]: any }
+    | undefined;
+  /** Optional. Summaries to add to the session, at most 100, merged by id. */
+  summaries: SummaryRef[];
+  /** Optional. What the turn touched, at most 1,000 entries. */
+  contextEntries: ContextEntry[];
+  /** Optional. Model calls of the turn, at most 100. */
+  llmRequests: LlmRequestRecord[];
+  /** Optional. Tool calls of the turn, at most 100. */
+  toolCalls: ToolCallRecord[];
+  /** Optional. Prompts used in the turn, at most 100. */
+  prompts: PromptRecord[];
+  /** Optional. The etag that the session must have. */
+  expectedEtag: string;
+  /** Optional. Gives the turn back. */
+  release: boolean;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of CommitTurn. */
+export interface CommitTurnResponse {
+  /** The appended messages, as AppendMessages returns them. */
+  messages: Message[];
+  /** The turn as recorded, without query and response. Absent if none was given. */
+  turn:
+    | Turn
+    | undefined;
+  /** The session's etag after the commit. */
+  sessionEtag: string;
+}
+
+/** A call of a model. Prompts and answers are not part of it. */
+export interface LlmRequestRecord {
+  /** Required. Who serves the model, 1 to 128 characters. */
+  provider: string;
+  /** Required. The model, 1 to 128 characters. */
+  model: string;
+  /** Optional. Tokens of the prompt. Not negative. */
+  promptTokens: number;
+  /** Optional. Tokens of the answer. Not negative. */
+  completionTokens: number;
+  /** Optional. All tokens. Not negative; the sum of both if 0. */
+  totalTokens: number;
+  /** Optional. What it cost, as a decimal such as `0.00125`, at most 18 digits before and 12 after the point. */
+  cost: string;
+  /** Optional. How long it took, in milliseconds. Not negative. */
+  latencyMs: number;
+  /** Optional. How it ended, at most 64 characters. */
+  status: string;
+}
+
+/** A call of a tool. */
+export interface ToolCallRecord {
+  /** Required. The tool, 1 to 128 characters. */
+  toolName: string;
+  /** Optional. The id that messages name as `tool_call_id`, at most 128 characters. */
+  toolCallId: string;
+  /** Optional. The input, at most 64 KiB as JSON. */
+  input:
+    | { [key: string]: any }
+    | undefined;
+  /** Optional. The output, at most 64 KiB as JSON. */
+  output:
+    | { [key: string]: any }
+    | undefined;
+  /** Optional. How it ended, at most 64 characters. */
+  status: string;
+  /** Optional. How long it took, in milliseconds. Not negative. */
+  latencyMs: number;
+  /** Optional. The how-manieth attempt, 1 to 1000. 1 if 0. */
+  attempt: number;
+  /** Optional. What went wrong, at most 2,000 characters. */
+  error: string;
+}
+
+/** A prompt that was used. */
+export interface PromptRecord {
+  /** Required. The prompt's name, 1 to 128 characters. */
+  name: string;
+  /** Optional. Its version, at most 64 characters. */
+  version: string;
+  /** Required. The text, at most 64 KiB. */
+  text: string;
+}
+
+/** The request of AcquireTurn. */
+export interface AcquireTurnRequest {
+  /** Required. The thread, 1 to 128 characters. */
+  threadId: string;
+  /** Required. Who takes the turn, 1 to 128 characters. */
+  holder: string;
+  /** Optional. How long the lease holds, 1 second to 10 minutes. 60 seconds if left out. */
+  ttl:
+    | Duration
+    | undefined;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of AcquireTurn. */
+export interface AcquireTurnResponse {
+  /** The lease. */
+  lease: TurnLease | undefined;
+}
+
+/** The request of RenewTurn. */
+export interface RenewTurnRequest {
+  /** Required. The thread, 1 to 128 characters. */
+  threadId: string;
+  /** Required. The lease's fencing token. */
+  fencingToken: number;
+  /** Optional. How long the lease holds from now, 1 second to 10 minutes. 60 seconds if left out. */
+  ttl:
+    | Duration
+    | undefined;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of RenewTurn. */
+export interface RenewTurnResponse {
+  /** The lease. */
+  lease: TurnLease | undefined;
+}
+
+/** The request of ReleaseTurn. */
+export interface ReleaseTurnRequest {
+  /** Required. The thread, 1 to 128 characters. */
+  threadId: string;
+  /** Required. The lease's fencing token. */
+  fencingToken: number;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of ReleaseTurn. */
+export interface ReleaseTurnResponse {
+}
+
+/** The request of ListTurns. */
+export interface ListTurnsRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListTurns. */
+export interface ListTurnsResponse {
+  /** The turns. */
+  turns: Turn[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of GetSessionData. */
+export interface GetSessionDataRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+}
+
+/** The response of GetSessionData. */
+export interface GetSessionDataResponse {
+  /** The newest turn, with query and response. Absent if there is none. */
+  latest:
+    | Turn
+    | undefined;
+  /** The newest turns, at most 50, newest first, without query and response. */
+  turns: Turn[];
+  /** What the tasks produced, the newest 200 by task id, newest first. */
+  structuredData: SessionTaskData[];
+  /** The newest reports, at most 20, newest first. */
+  reports: TurnReport[];
+}
+
+/** What a context holds. */
+export interface ContextOptions {
+  /** Optional. How much of it. */
+  limit:
+    | //
+    /** At most this many of the newest messages, 1 to 500; the other sections have their budgets only. */
+    { $case: "lastN"; value: number }
+    | //
+    /** At most this many tokens in all sections together, 1 to 1,000,000. */
+    { $case: "maxTokens"; value: number }
+    | undefined;
+  /** Optional. The sections to return. All of them if empty. */
+  include: ContextSection[];
+  /** Optional. At most this many tokens for a section. */
+  budgets: SectionBudget[];
+}
+
+/** The budget of a section. */
+export interface SectionBudget {
+  /** Required. The section. */
+  section: ContextSection;
+  /** Required. At most this many tokens, 0 to 1,000,000. */
+  maxTokens: number;
+}
+
+/** The request of GetContext. */
+export interface GetContextRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. What to return. All sections with the newest 50 messages if left out. */
+  options: ContextOptions | undefined;
+}
+
+/** The response of GetContext. */
+export interface GetContextResponse {
+  /** The context. */
+  context: Context | undefined;
+}
+
+/** What a model call needs of a session. */
+export interface Context {
+  /** The session's preferences. */
+  preferences:
+    | { [key: string]: any }
+    | undefined;
+  /** What was pinned, the newest first. */
+  pinnedRefs: PinnedRef[];
+  /** Summaries, the one that covers most first. */
+  summaries: SummaryRef[];
+  /** What the session touched. */
+  sessionContext:
+    | SessionContext
+    | undefined;
+  /** The latest turn, with what fits of it. */
+  latestTurn:
+    | Turn
+    | undefined;
+  /** The newest messages, oldest first, without a gap. */
+  messages: Message[];
+  /** Tokens of all sections together. */
+  tokenCount: number;
+  /** Tokens by section. */
+  sections: SectionCount[];
+  /** What was left out, and why. Empty if nothing was. */
+  truncated: Truncation[];
+}
+
+/** The tokens of a section. */
+export interface SectionCount {
+  /** The section. */
+  section: ContextSection;
+  /** Its tokens. */
+  tokenCount: number;
+}
+
+/** What was left out of a section. */
+export interface Truncation {
+  /** The section. */
+  section: ContextSection;
+  /** How many items were left out. */
+  leftOut: number;
+  /** Why: `SECTION_BUDGET`, `MAX_TOKENS`, `LAST_N`, `SIZE`, or `SUMMARY` for messages that a summary stands for. */
+  reason: string;
+}
+
+/** The request of CountTokens. */
+export interface CountTokensRequest {
+  /** Required. 1 to 1,000 texts, at most 1 MiB together. */
+  texts: string[];
+}
+
+/** The response of CountTokens. */
+export interface CountTokensResponse {
+  /** The number of tokens of each text. */
+  counts: number[];
+  /** The tokenizer that counted, such as `o200k_base`. */
+  tokenizer: string;
+}
+
 function createBaseAppendMessagesRequest(): AppendMessagesRequest {
-  return { threadId: "", sessionId: "", messages: [], requestId: "" };
+  return { threadId: "", sessionId: "", messages: [], requestId: "", fencingToken: 0 };
 }
 
 export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
@@ -129,6 +504,9 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(34).string(message.requestId);
+    }
+    if (message.fencingToken !== 0) {
+      writer.uint32(40).int64(message.fencingToken);
     }
     return writer;
   },
@@ -178,6 +556,14 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.fencingToken = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -199,6 +585,7 @@ export const AppendMessagesRequest: MessageFns<AppendMessagesRequest> = {
     message.sessionId = object.sessionId ?? "";
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
     message.requestId = object.requestId ?? "";
+    message.fencingToken = object.fencingToken ?? 0;
     return message;
   },
 };
@@ -798,6 +1185,2407 @@ export const DeleteThreadResponse: MessageFns<DeleteThreadResponse> = {
   },
 };
 
+function createBaseBeginTurnRequest(): BeginTurnRequest {
+  return {
+    session: undefined,
+    anonymous: false,
+    holder: "",
+    leaseTtl: undefined,
+    messages: [],
+    context: undefined,
+    requestId: "",
+  };
+}
+
+export const BeginTurnRequest: MessageFns<BeginTurnRequest> = {
+  encode(message: BeginTurnRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.session !== undefined) {
+      Session.encode(message.session, writer.uint32(10).fork()).join();
+    }
+    if (message.anonymous !== false) {
+      writer.uint32(16).bool(message.anonymous);
+    }
+    if (message.holder !== "") {
+      writer.uint32(26).string(message.holder);
+    }
+    if (message.leaseTtl !== undefined) {
+      Duration.encode(message.leaseTtl, writer.uint32(34).fork()).join();
+    }
+    for (const v of message.messages) {
+      Message.encode(v!, writer.uint32(42).fork()).join();
+    }
+    if (message.context !== undefined) {
+      ContextOptions.encode(message.context, writer.uint32(50).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(58).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BeginTurnRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBeginTurnRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.session = Session.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.anonymous = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.holder = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.leaseTtl = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.messages.push(Message.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.context = ContextOptions.decode(reader, reader.uint32());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<BeginTurnRequest>, I>>(base?: I): BeginTurnRequest {
+    return BeginTurnRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BeginTurnRequest>, I>>(object: I): BeginTurnRequest {
+    const message = createBaseBeginTurnRequest();
+    message.session = (object.session !== undefined && object.session !== null)
+      ? Session.fromPartial(object.session)
+      : undefined;
+    message.anonymous = object.anonymous ?? false;
+    message.holder = object.holder ?? "";
+    message.leaseTtl = (object.leaseTtl !== undefined && object.leaseTtl !== null)
+      ? Duration.fromPartial(object.leaseTtl)
+      : undefined;
+    message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
+    message.context = (object.context !== undefined && object.context !== null)
+      ? ContextOptions.fromPartial(object.context)
+      : undefined;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseBeginTurnResponse(): BeginTurnResponse {
+  return { session: undefined, sessionCreated: false, lease: undefined, messages: [], context: undefined };
+}
+
+export const BeginTurnResponse: MessageFns<BeginTurnResponse> = {
+  encode(message: BeginTurnResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.session !== undefined) {
+      Session.encode(message.session, writer.uint32(10).fork()).join();
+    }
+    if (message.sessionCreated !== false) {
+      writer.uint32(16).bool(message.sessionCreated);
+    }
+    if (message.lease !== undefined) {
+      TurnLease.encode(message.lease, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.messages) {
+      Message.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.context !== undefined) {
+      Context.encode(message.context, writer.uint32(42).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BeginTurnResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBeginTurnResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.session = Session.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.sessionCreated = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.lease = TurnLease.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.messages.push(Message.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.context = Context.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<BeginTurnResponse>, I>>(base?: I): BeginTurnResponse {
+    return BeginTurnResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BeginTurnResponse>, I>>(object: I): BeginTurnResponse {
+    const message = createBaseBeginTurnResponse();
+    message.session = (object.session !== undefined && object.session !== null)
+      ? Session.fromPartial(object.session)
+      : undefined;
+    message.sessionCreated = object.sessionCreated ?? false;
+    message.lease = (object.lease !== undefined && object.lease !== null)
+      ? TurnLease.fromPartial(object.lease)
+      : undefined;
+    message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
+    message.context = (object.context !== undefined && object.context !== null)
+      ? Context.fromPartial(object.context)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseCommitTurnRequest(): CommitTurnRequest {
+  return {
+    sessionId: "",
+    fencingToken: 0,
+    messages: [],
+    messageIds: [],
+    turn: undefined,
+    statePatch: undefined,
+    summaries: [],
+    contextEntries: [],
+    llmRequests: [],
+    toolCalls: [],
+    prompts: [],
+    expectedEtag: "",
+    release: false,
+    requestId: "",
+  };
+}
+
+export const CommitTurnRequest: MessageFns<CommitTurnRequest> = {
+  encode(message: CommitTurnRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.fencingToken !== 0) {
+      writer.uint32(16).int64(message.fencingToken);
+    }
+    for (const v of message.messages) {
+      Message.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.messageIds) {
+      writer.uint32(34).string(v!);
+    }
+    if (message.turn !== undefined) {
+      Turn.encode(message.turn, writer.uint32(42).fork()).join();
+    }
+    if (message.statePatch !== undefined) {
+      Struct.encode(Struct.wrap(message.statePatch), writer.uint32(50).fork()).join();
+    }
+    for (const v of message.summaries) {
+      SummaryRef.encode(v!, writer.uint32(58).fork()).join();
+    }
+    for (const v of message.contextEntries) {
+      ContextEntry.encode(v!, writer.uint32(66).fork()).join();
+    }
+    for (const v of message.llmRequests) {
+      LlmRequestRecord.encode(v!, writer.uint32(74).fork()).join();
+    }
+    for (const v of message.toolCalls) {
+      ToolCallRecord.encode(v!, writer.uint32(82).fork()).join();
+    }
+    for (const v of message.prompts) {
+      PromptRecord.encode(v!, writer.uint32(90).fork()).join();
+    }
+    if (message.expectedEtag !== "") {
+      writer.uint32(98).string(message.expectedEtag);
+    }
+    if (message.release !== false) {
+      writer.uint32(104).bool(message.release);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(114).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CommitTurnRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCommitTurnRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.fencingToken = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.messages.push(Message.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.messageIds.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.turn = Turn.decode(reader, reader.uint32());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.statePatch = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.summaries.push(SummaryRef.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.contextEntries.push(ContextEntry.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.llmRequests.push(LlmRequestRecord.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.toolCalls.push(ToolCallRecord.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.prompts.push(PromptRecord.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.expectedEtag = reader.string();
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.release = reader.bool();
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CommitTurnRequest>, I>>(base?: I): CommitTurnRequest {
+    return CommitTurnRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CommitTurnRequest>, I>>(object: I): CommitTurnRequest {
+    const message = createBaseCommitTurnRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.fencingToken = object.fencingToken ?? 0;
+    message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
+    message.messageIds = object.messageIds?.map((e) => e) || [];
+    message.turn = (object.turn !== undefined && object.turn !== null) ? Turn.fromPartial(object.turn) : undefined;
+    message.statePatch = object.statePatch ?? undefined;
+    message.summaries = object.summaries?.map((e) => SummaryRef.fromPartial(e)) || [];
+    message.contextEntries = object.contextEntries?.map((e) => ContextEntry.fromPartial(e)) || [];
+    message.llmRequests = object.llmRequests?.map((e) => LlmRequestRecord.fromPartial(e)) || [];
+    message.toolCalls = object.toolCalls?.map((e) => ToolCallRecord.fromPartial(e)) || [];
+    message.prompts = object.prompts?.map((e) => PromptRecord.fromPartial(e)) || [];
+    message.expectedEtag = object.expectedEtag ?? "";
+    message.release = object.release ?? false;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseCommitTurnResponse(): CommitTurnResponse {
+  return { messages: [], turn: undefined, sessionEtag: "" };
+}
+
+export const CommitTurnResponse: MessageFns<CommitTurnResponse> = {
+  encode(message: CommitTurnResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.messages) {
+      Message.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.turn !== undefined) {
+      Turn.encode(message.turn, writer.uint32(18).fork()).join();
+    }
+    if (message.sessionEtag !== "") {
+      writer.uint32(26).string(message.sessionEtag);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CommitTurnResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCommitTurnResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.messages.push(Message.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.turn = Turn.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.sessionEtag = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CommitTurnResponse>, I>>(base?: I): CommitTurnResponse {
+    return CommitTurnResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CommitTurnResponse>, I>>(object: I): CommitTurnResponse {
+    const message = createBaseCommitTurnResponse();
+    message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
+    message.turn = (object.turn !== undefined && object.turn !== null) ? Turn.fromPartial(object.turn) : undefined;
+    message.sessionEtag = object.sessionEtag ?? "";
+    return message;
+  },
+};
+
+function createBaseLlmRequestRecord(): LlmRequestRecord {
+  return {
+    provider: "",
+    model: "",
+    promptTokens: 0,
+    completionTokens: 0,
+    totalTokens: 0,
+    cost: "",
+    latencyMs: 0,
+    status: "",
+  };
+}
+
+export const LlmRequestRecord: MessageFns<LlmRequestRecord> = {
+  encode(message: LlmRequestRecord, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.provider !== "") {
+      writer.uint32(10).string(message.provider);
+    }
+    if (message.model !== "") {
+      writer.uint32(18).string(message.model);
+    }
+    if (message.promptTokens !== 0) {
+      writer.uint32(24).int64(message.promptTokens);
+    }
+    if (message.completionTokens !== 0) {
+      writer.uint32(32).int64(message.completionTokens);
+    }
+    if (message.totalTokens !== 0) {
+      writer.uint32(40).int64(message.totalTokens);
+    }
+    if (message.cost !== "") {
+      writer.uint32(50).string(message.cost);
+    }
+    if (message.latencyMs !== 0) {
+      writer.uint32(56).int64(message.latencyMs);
+    }
+    if (message.status !== "") {
+      writer.uint32(66).string(message.status);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LlmRequestRecord {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLlmRequestRecord();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.provider = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.model = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.promptTokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.completionTokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.totalTokens = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.cost = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.latencyMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.status = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<LlmRequestRecord>, I>>(base?: I): LlmRequestRecord {
+    return LlmRequestRecord.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<LlmRequestRecord>, I>>(object: I): LlmRequestRecord {
+    const message = createBaseLlmRequestRecord();
+    message.provider = object.provider ?? "";
+    message.model = object.model ?? "";
+    message.promptTokens = object.promptTokens ?? 0;
+    message.completionTokens = object.completionTokens ?? 0;
+    message.totalTokens = object.totalTokens ?? 0;
+    message.cost = object.cost ?? "";
+    message.latencyMs = object.latencyMs ?? 0;
+    message.status = object.status ?? "";
+    return message;
+  },
+};
+
+function createBaseToolCallRecord(): ToolCallRecord {
+  return {
+    toolName: "",
+    toolCallId: "",
+    input: undefined,
+    output: undefined,
+    status: "",
+    latencyMs: 0,
+    attempt: 0,
+    error: "",
+  };
+}
+
+export const ToolCallRecord: MessageFns<ToolCallRecord> = {
+  encode(message: ToolCallRecord, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.toolName !== "") {
+      writer.uint32(10).string(message.toolName);
+    }
+    if (message.toolCallId !== "") {
+      writer.uint32(18).string(message.toolCallId);
+    }
+    if (message.input !== undefined) {
+      Struct.encode(Struct.wrap(message.input), writer.uint32(26).fork()).join();
+    }
+    if (message.output !== undefined) {
+      Struct.encode(Struct.wrap(message.output), writer.uint32(34).fork()).join();
+    }
+    if (message.status !== "") {
+      writer.uint32(42).string(message.status);
+    }
+    if (message.latencyMs !== 0) {
+      writer.uint32(48).int64(message.latencyMs);
+    }
+    if (message.attempt !== 0) {
+      writer.uint32(56).int32(message.attempt);
+    }
+    if (message.error !== "") {
+      writer.uint32(66).string(message.error);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ToolCallRecord {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseToolCallRecord();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.toolName = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.toolCallId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.input = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.output = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.status = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.latencyMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.attempt = reader.int32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.error = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ToolCallRecord>, I>>(base?: I): ToolCallRecord {
+    return ToolCallRecord.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ToolCallRecord>, I>>(object: I): ToolCallRecord {
+    const message = createBaseToolCallRecord();
+    message.toolName = object.toolName ?? "";
+    message.toolCallId = object.toolCallId ?? "";
+    message.input = object.input ?? undefined;
+    message.output = object.output ?? undefined;
+    message.status = object.status ?? "";
+    message.latencyMs = object.latencyMs ?? 0;
+    message.attempt = object.attempt ?? 0;
+    message.error = object.error ?? "";
+    return message;
+  },
+};
+
+function createBasePromptRecord(): PromptRecord {
+  return { name: "", version: "", text: "" };
+}
+
+export const PromptRecord: MessageFns<PromptRecord> = {
+  encode(message: PromptRecord, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.version !== "") {
+      writer.uint32(18).string(message.version);
+    }
+    if (message.text !== "") {
+      writer.uint32(26).string(message.text);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PromptRecord {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePromptRecord();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.version = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.text = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<PromptRecord>, I>>(base?: I): PromptRecord {
+    return PromptRecord.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PromptRecord>, I>>(object: I): PromptRecord {
+    const message = createBasePromptRecord();
+    message.name = object.name ?? "";
+    message.version = object.version ?? "";
+    message.text = object.text ?? "";
+    return message;
+  },
+};
+
+function createBaseAcquireTurnRequest(): AcquireTurnRequest {
+  return { threadId: "", holder: "", ttl: undefined, requestId: "" };
+}
+
+export const AcquireTurnRequest: MessageFns<AcquireTurnRequest> = {
+  encode(message: AcquireTurnRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.threadId !== "") {
+      writer.uint32(10).string(message.threadId);
+    }
+    if (message.holder !== "") {
+      writer.uint32(18).string(message.holder);
+    }
+    if (message.ttl !== undefined) {
+      Duration.encode(message.ttl, writer.uint32(26).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AcquireTurnRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAcquireTurnRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.holder = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.ttl = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<AcquireTurnRequest>, I>>(base?: I): AcquireTurnRequest {
+    return AcquireTurnRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<AcquireTurnRequest>, I>>(object: I): AcquireTurnRequest {
+    const message = createBaseAcquireTurnRequest();
+    message.threadId = object.threadId ?? "";
+    message.holder = object.holder ?? "";
+    message.ttl = (object.ttl !== undefined && object.ttl !== null) ? Duration.fromPartial(object.ttl) : undefined;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseAcquireTurnResponse(): AcquireTurnResponse {
+  return { lease: undefined };
+}
+
+export const AcquireTurnResponse: MessageFns<AcquireTurnResponse> = {
+  encode(message: AcquireTurnResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.lease !== undefined) {
+      TurnLease.encode(message.lease, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AcquireTurnResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAcquireTurnResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.lease = TurnLease.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<AcquireTurnResponse>, I>>(base?: I): AcquireTurnResponse {
+    return AcquireTurnResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<AcquireTurnResponse>, I>>(object: I): AcquireTurnResponse {
+    const message = createBaseAcquireTurnResponse();
+    message.lease = (object.lease !== undefined && object.lease !== null)
+      ? TurnLease.fromPartial(object.lease)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseRenewTurnRequest(): RenewTurnRequest {
+  return { threadId: "", fencingToken: 0, ttl: undefined, requestId: "" };
+}
+
+export const RenewTurnRequest: MessageFns<RenewTurnRequest> = {
+  encode(message: RenewTurnRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.threadId !== "") {
+      writer.uint32(10).string(message.threadId);
+    }
+    if (message.fencingToken !== 0) {
+      writer.uint32(16).int64(message.fencingToken);
+    }
+    if (message.ttl !== undefined) {
+      Duration.encode(message.ttl, writer.uint32(26).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RenewTurnRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRenewTurnRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.fencingToken = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.ttl = Duration.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RenewTurnRequest>, I>>(base?: I): RenewTurnRequest {
+    return RenewTurnRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RenewTurnRequest>, I>>(object: I): RenewTurnRequest {
+    const message = createBaseRenewTurnRequest();
+    message.threadId = object.threadId ?? "";
+    message.fencingToken = object.fencingToken ?? 0;
+    message.ttl = (object.ttl !== undefined && object.ttl !== null) ? Duration.fromPartial(object.ttl) : undefined;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseRenewTurnResponse(): RenewTurnResponse {
+  return { lease: undefined };
+}
+
+export const RenewTurnResponse: MessageFns<RenewTurnResponse> = {
+  encode(message: RenewTurnResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.lease !== undefined) {
+      TurnLease.encode(message.lease, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RenewTurnResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRenewTurnResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.lease = TurnLease.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RenewTurnResponse>, I>>(base?: I): RenewTurnResponse {
+    return RenewTurnResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RenewTurnResponse>, I>>(object: I): RenewTurnResponse {
+    const message = createBaseRenewTurnResponse();
+    message.lease = (object.lease !== undefined && object.lease !== null)
+      ? TurnLease.fromPartial(object.lease)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseReleaseTurnRequest(): ReleaseTurnRequest {
+  return { threadId: "", fencingToken: 0, requestId: "" };
+}
+
+export const ReleaseTurnRequest: MessageFns<ReleaseTurnRequest> = {
+  encode(message: ReleaseTurnRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.threadId !== "") {
+      writer.uint32(10).string(message.threadId);
+    }
+    if (message.fencingToken !== 0) {
+      writer.uint32(16).int64(message.fencingToken);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(26).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReleaseTurnRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReleaseTurnRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.fencingToken = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ReleaseTurnRequest>, I>>(base?: I): ReleaseTurnRequest {
+    return ReleaseTurnRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ReleaseTurnRequest>, I>>(object: I): ReleaseTurnRequest {
+    const message = createBaseReleaseTurnRequest();
+    message.threadId = object.threadId ?? "";
+    message.fencingToken = object.fencingToken ?? 0;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseReleaseTurnResponse(): ReleaseTurnResponse {
+  return {};
+}
+
+export const ReleaseTurnResponse: MessageFns<ReleaseTurnResponse> = {
+  encode(_: ReleaseTurnResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReleaseTurnResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReleaseTurnResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ReleaseTurnResponse>, I>>(base?: I): ReleaseTurnResponse {
+    return ReleaseTurnResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ReleaseTurnResponse>, I>>(_: I): ReleaseTurnResponse {
+    const message = createBaseReleaseTurnResponse();
+    return message;
+  },
+};
+
+function createBaseListTurnsRequest(): ListTurnsRequest {
+  return { sessionId: "", pageSize: 0, pageToken: "" };
+}
+
+export const ListTurnsRequest: MessageFns<ListTurnsRequest> = {
+  encode(message: ListTurnsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(16).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(26).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListTurnsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListTurnsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListTurnsRequest>, I>>(base?: I): ListTurnsRequest {
+    return ListTurnsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListTurnsRequest>, I>>(object: I): ListTurnsRequest {
+    const message = createBaseListTurnsRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListTurnsResponse(): ListTurnsResponse {
+  return { turns: [], nextPageToken: "" };
+}
+
+export const ListTurnsResponse: MessageFns<ListTurnsResponse> = {
+  encode(message: ListTurnsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.turns) {
+      Turn.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListTurnsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListTurnsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.turns.push(Turn.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListTurnsResponse>, I>>(base?: I): ListTurnsResponse {
+    return ListTurnsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListTurnsResponse>, I>>(object: I): ListTurnsResponse {
+    const message = createBaseListTurnsResponse();
+    message.turns = object.turns?.map((e) => Turn.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseGetSessionDataRequest(): GetSessionDataRequest {
+  return { sessionId: "" };
+}
+
+export const GetSessionDataRequest: MessageFns<GetSessionDataRequest> = {
+  encode(message: GetSessionDataRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetSessionDataRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetSessionDataRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetSessionDataRequest>, I>>(base?: I): GetSessionDataRequest {
+    return GetSessionDataRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetSessionDataRequest>, I>>(object: I): GetSessionDataRequest {
+    const message = createBaseGetSessionDataRequest();
+    message.sessionId = object.sessionId ?? "";
+    return message;
+  },
+};
+
+function createBaseGetSessionDataResponse(): GetSessionDataResponse {
+  return { latest: undefined, turns: [], structuredData: [], reports: [] };
+}
+
+export const GetSessionDataResponse: MessageFns<GetSessionDataResponse> = {
+  encode(message: GetSessionDataResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.latest !== undefined) {
+      Turn.encode(message.latest, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.turns) {
+      Turn.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.structuredData) {
+      SessionTaskData.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.reports) {
+      TurnReport.encode(v!, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetSessionDataResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetSessionDataResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.latest = Turn.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.turns.push(Turn.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.structuredData.push(SessionTaskData.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.reports.push(TurnReport.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetSessionDataResponse>, I>>(base?: I): GetSessionDataResponse {
+    return GetSessionDataResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetSessionDataResponse>, I>>(object: I): GetSessionDataResponse {
+    const message = createBaseGetSessionDataResponse();
+    message.latest = (object.latest !== undefined && object.latest !== null)
+      ? Turn.fromPartial(object.latest)
+      : undefined;
+    message.turns = object.turns?.map((e) => Turn.fromPartial(e)) || [];
+    message.structuredData = object.structuredData?.map((e) => SessionTaskData.fromPartial(e)) || [];
+    message.reports = object.reports?.map((e) => TurnReport.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseContextOptions(): ContextOptions {
+  return { limit: undefined, include: [], budgets: [] };
+}
+
+export const ContextOptions: MessageFns<ContextOptions> = {
+  encode(message: ContextOptions, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.limit?.$case) {
+      case "lastN":
+        writer.uint32(8).int32(message.limit.value);
+        break;
+      case "maxTokens":
+        writer.uint32(16).int32(message.limit.value);
+        break;
+    }
+    if (message.include.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.include) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    for (const v of message.budgets) {
+      SectionBudget.encode(v!, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextOptions {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextOptions();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.limit = { $case: "lastN", value: reader.int32() };
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.limit = { $case: "maxTokens", value: reader.int32() };
+            continue;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.include.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.include.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.budgets.push(SectionBudget.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ContextOptions>, I>>(base?: I): ContextOptions {
+    return ContextOptions.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextOptions>, I>>(object: I): ContextOptions {
+    const message = createBaseContextOptions();
+    switch (object.limit?.$case) {
+      case "lastN": {
+        if (object.limit?.value !== undefined && object.limit?.value !== null) {
+          message.limit = { $case: "lastN", value: object.limit.value };
+        }
+        break;
+      }
+      case "maxTokens": {
+        if (object.limit?.value !== undefined && object.limit?.value !== null) {
+          message.limit = { $case: "maxTokens", value: object.limit.value };
+        }
+        break;
+      }
+    }
+    message.include = object.include?.map((e) => e) || [];
+    message.budgets = object.budgets?.map((e) => SectionBudget.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseSectionBudget(): SectionBudget {
+  return { section: 0, maxTokens: 0 };
+}
+
+export const SectionBudget: MessageFns<SectionBudget> = {
+  encode(message: SectionBudget, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.section !== 0) {
+      writer.uint32(8).int32(message.section);
+    }
+    if (message.maxTokens !== 0) {
+      writer.uint32(16).int32(message.maxTokens);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SectionBudget {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSectionBudget();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.section = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.maxTokens = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SectionBudget>, I>>(base?: I): SectionBudget {
+    return SectionBudget.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SectionBudget>, I>>(object: I): SectionBudget {
+    const message = createBaseSectionBudget();
+    message.section = object.section ?? 0;
+    message.maxTokens = object.maxTokens ?? 0;
+    return message;
+  },
+};
+
+function createBaseGetContextRequest(): GetContextRequest {
+  return { sessionId: "", options: undefined };
+}
+
+export const GetContextRequest: MessageFns<GetContextRequest> = {
+  encode(message: GetContextRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.options !== undefined) {
+      ContextOptions.encode(message.options, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetContextRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetContextRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.options = ContextOptions.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetContextRequest>, I>>(base?: I): GetContextRequest {
+    return GetContextRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetContextRequest>, I>>(object: I): GetContextRequest {
+    const message = createBaseGetContextRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.options = (object.options !== undefined && object.options !== null)
+      ? ContextOptions.fromPartial(object.options)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseGetContextResponse(): GetContextResponse {
+  return { context: undefined };
+}
+
+export const GetContextResponse: MessageFns<GetContextResponse> = {
+  encode(message: GetContextResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.context !== undefined) {
+      Context.encode(message.context, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetContextResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetContextResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.context = Context.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetContextResponse>, I>>(base?: I): GetContextResponse {
+    return GetContextResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetContextResponse>, I>>(object: I): GetContextResponse {
+    const message = createBaseGetContextResponse();
+    message.context = (object.context !== undefined && object.context !== null)
+      ? Context.fromPartial(object.context)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseContext(): Context {
+  return {
+    preferences: undefined,
+    pinnedRefs: [],
+    summaries: [],
+    sessionContext: undefined,
+    latestTurn: undefined,
+    messages: [],
+    tokenCount: 0,
+    sections: [],
+    truncated: [],
+  };
+}
+
+export const Context: MessageFns<Context> = {
+  encode(message: Context, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.preferences !== undefined) {
+      Struct.encode(Struct.wrap(message.preferences), writer.uint32(10).fork()).join();
+    }
+    for (const v of message.pinnedRefs) {
+      PinnedRef.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.summaries) {
+      SummaryRef.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.sessionContext !== undefined) {
+      SessionContext.encode(message.sessionContext, writer.uint32(34).fork()).join();
+    }
+    if (message.latestTurn !== undefined) {
+      Turn.encode(message.latestTurn, writer.uint32(42).fork()).join();
+    }
+    for (const v of message.messages) {
+      Message.encode(v!, writer.uint32(50).fork()).join();
+    }
+    if (message.tokenCount !== 0) {
+      writer.uint32(56).int32(message.tokenCount);
+    }
+    for (const v of message.sections) {
+      SectionCount.encode(v!, writer.uint32(66).fork()).join();
+    }
+    for (const v of message.truncated) {
+      Truncation.encode(v!, writer.uint32(74).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Context {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContext();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.preferences = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.pinnedRefs.push(PinnedRef.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.summaries.push(SummaryRef.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.sessionContext = SessionContext.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.latestTurn = Turn.decode(reader, reader.uint32());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.messages.push(Message.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.tokenCount = reader.int32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.sections.push(SectionCount.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.truncated.push(Truncation.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<Context>, I>>(base?: I): Context {
+    return Context.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Context>, I>>(object: I): Context {
+    const message = createBaseContext();
+    message.preferences = object.preferences ?? undefined;
+    message.pinnedRefs = object.pinnedRefs?.map((e) => PinnedRef.fromPartial(e)) || [];
+    message.summaries = object.summaries?.map((e) => SummaryRef.fromPartial(e)) || [];
+    message.sessionContext = (object.sessionContext !== undefined && object.sessionContext !== null)
+      ? SessionContext.fromPartial(object.sessionContext)
+      : undefined;
+    message.latestTurn = (object.latestTurn !== undefined && object.latestTurn !== null)
+      ? Turn.fromPartial(object.latestTurn)
+      : undefined;
+    message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
+    message.tokenCount = object.tokenCount ?? 0;
+    message.sections = object.sections?.map((e) => SectionCount.fromPartial(e)) || [];
+    message.truncated = object.truncated?.map((e) => Truncation.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseSectionCount(): SectionCount {
+  return { section: 0, tokenCount: 0 };
+}
+
+export const SectionCount: MessageFns<SectionCount> = {
+  encode(message: SectionCount, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.section !== 0) {
+      writer.uint32(8).int32(message.section);
+    }
+    if (message.tokenCount !== 0) {
+      writer.uint32(16).int32(message.tokenCount);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SectionCount {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSectionCount();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.section = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.tokenCount = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SectionCount>, I>>(base?: I): SectionCount {
+    return SectionCount.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SectionCount>, I>>(object: I): SectionCount {
+    const message = createBaseSectionCount();
+    message.section = object.section ?? 0;
+    message.tokenCount = object.tokenCount ?? 0;
+    return message;
+  },
+};
+
+function createBaseTruncation(): Truncation {
+  return { section: 0, leftOut: 0, reason: "" };
+}
+
+export const Truncation: MessageFns<Truncation> = {
+  encode(message: Truncation, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.section !== 0) {
+      writer.uint32(8).int32(message.section);
+    }
+    if (message.leftOut !== 0) {
+      writer.uint32(16).int64(message.leftOut);
+    }
+    if (message.reason !== "") {
+      writer.uint32(26).string(message.reason);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Truncation {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTruncation();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.section = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.leftOut = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<Truncation>, I>>(base?: I): Truncation {
+    return Truncation.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Truncation>, I>>(object: I): Truncation {
+    const message = createBaseTruncation();
+    message.section = object.section ?? 0;
+    message.leftOut = object.leftOut ?? 0;
+    message.reason = object.reason ?? "";
+    return message;
+  },
+};
+
+function createBaseCountTokensRequest(): CountTokensRequest {
+  return { texts: [] };
+}
+
+export const CountTokensRequest: MessageFns<CountTokensRequest> = {
+  encode(message: CountTokensRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.texts) {
+      writer.uint32(10).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CountTokensRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCountTokensRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.texts.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CountTokensRequest>, I>>(base?: I): CountTokensRequest {
+    return CountTokensRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CountTokensRequest>, I>>(object: I): CountTokensRequest {
+    const message = createBaseCountTokensRequest();
+    message.texts = object.texts?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseCountTokensResponse(): CountTokensResponse {
+  return { counts: [], tokenizer: "" };
+}
+
+export const CountTokensResponse: MessageFns<CountTokensResponse> = {
+  encode(message: CountTokensResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.counts.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.counts) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    if (message.tokenizer !== "") {
+      writer.uint32(18).string(message.tokenizer);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CountTokensResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCountTokensResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 8) {
+              message.counts.push(reader.int32());
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.counts.push(reader.int32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.tokenizer = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CountTokensResponse>, I>>(base?: I): CountTokensResponse {
+    return CountTokensResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CountTokensResponse>, I>>(object: I): CountTokensResponse {
+    const message = createBaseCountTokensResponse();
+    message.counts = object.counts?.map((e) => e) || [];
+    message.tokenizer = object.tokenizer ?? "";
+    return message;
+  },
+};
+
 /**
  * Keeps ordered threads of messages.
  *
@@ -872,6 +3660,120 @@ export const ConversationServiceService = {
       Buffer.from(DeleteThreadResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): DeleteThreadResponse => DeleteThreadResponse.decode(value),
   },
+  /**
+   * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
+   * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
+   * if one of them refuses, nothing is done.
+   */
+  beginTurn: {
+    path: "/memory.v1.ConversationService/BeginTurn" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: BeginTurnRequest): Buffer => Buffer.from(BeginTurnRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): BeginTurnRequest => BeginTurnRequest.decode(value),
+    responseSerialize: (value: BeginTurnResponse): Buffer => Buffer.from(BeginTurnResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): BeginTurnResponse => BeginTurnResponse.decode(value),
+  },
+  /**
+   * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
+   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+   *
+   * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
+   */
+  commitTurn: {
+    path: "/memory.v1.ConversationService/CommitTurn" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: CommitTurnRequest): Buffer => Buffer.from(CommitTurnRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): CommitTurnRequest => CommitTurnRequest.decode(value),
+    responseSerialize: (value: CommitTurnResponse): Buffer => Buffer.from(CommitTurnResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): CommitTurnResponse => CommitTurnResponse.decode(value),
+  },
+  /**
+   * Takes the turn of a thread: the right to answer, which one holder has at a time. A thread that does not exist yet is
+   * created empty. While another holds it: `FAILED_PRECONDITION` (`TURN_HELD`) with the holder and the expiry in the
+   * metadata, and RetryInfo. A lease that has ended can be taken at once.
+   */
+  acquireTurn: {
+    path: "/memory.v1.ConversationService/AcquireTurn" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: AcquireTurnRequest): Buffer => Buffer.from(AcquireTurnRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): AcquireTurnRequest => AcquireTurnRequest.decode(value),
+    responseSerialize: (value: AcquireTurnResponse): Buffer => Buffer.from(AcquireTurnResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): AcquireTurnResponse => AcquireTurnResponse.decode(value),
+  },
+  /**
+   * Keeps the turn for longer. A token that is not the current one, or whose lease was released or has ended and was taken
+   * by another: `ABORTED`, `STALE_FENCING_TOKEN`.
+   */
+  renewTurn: {
+    path: "/memory.v1.ConversationService/RenewTurn" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RenewTurnRequest): Buffer => Buffer.from(RenewTurnRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RenewTurnRequest => RenewTurnRequest.decode(value),
+    responseSerialize: (value: RenewTurnResponse): Buffer => Buffer.from(RenewTurnResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RenewTurnResponse => RenewTurnResponse.decode(value),
+  },
+  /** Gives the turn back. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. */
+  releaseTurn: {
+    path: "/memory.v1.ConversationService/ReleaseTurn" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ReleaseTurnRequest): Buffer => Buffer.from(ReleaseTurnRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ReleaseTurnRequest => ReleaseTurnRequest.decode(value),
+    responseSerialize: (value: ReleaseTurnResponse): Buffer => Buffer.from(ReleaseTurnResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ReleaseTurnResponse => ReleaseTurnResponse.decode(value),
+  },
+  /** Lists the turns of a session, newest first. */
+  listTurns: {
+    path: "/memory.v1.ConversationService/ListTurns" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListTurnsRequest): Buffer => Buffer.from(ListTurnsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListTurnsRequest => ListTurnsRequest.decode(value),
+    responseSerialize: (value: ListTurnsResponse): Buffer => Buffer.from(ListTurnsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListTurnsResponse => ListTurnsResponse.decode(value),
+  },
+  /**
+   * Returns what the turns of a session left: the latest turn, the newest 50, the tasks' data and the reports. Never reads
+   * messages.
+   */
+  getSessionData: {
+    path: "/memory.v1.ConversationService/GetSessionData" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetSessionDataRequest): Buffer =>
+      Buffer.from(GetSessionDataRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetSessionDataRequest => GetSessionDataRequest.decode(value),
+    responseSerialize: (value: GetSessionDataResponse): Buffer =>
+      Buffer.from(GetSessionDataResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetSessionDataResponse => GetSessionDataResponse.decode(value),
+  },
+  /**
+   * Returns what a model call needs of a session, within budgets of tokens, counted by the tenant's tokenizer. The same
+   * data and request give the same context.
+   */
+  getContext: {
+    path: "/memory.v1.ConversationService/GetContext" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetContextRequest): Buffer => Buffer.from(GetContextRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetContextRequest => GetContextRequest.decode(value),
+    responseSerialize: (value: GetContextResponse): Buffer => Buffer.from(GetContextResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetContextResponse => GetContextResponse.decode(value),
+  },
+  /** Counts tokens with the tenant's tokenizer. */
+  countTokens: {
+    path: "/memory.v1.ConversationService/CountTokens" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: CountTokensRequest): Buffer => Buffer.from(CountTokensRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): CountTokensRequest => CountTokensRequest.decode(value),
+    responseSerialize: (value: CountTokensResponse): Buffer => Buffer.from(CountTokensResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): CountTokensResponse => CountTokensResponse.decode(value),
+  },
 } as const;
 
 export interface ConversationServiceServer extends UntypedServiceImplementation {
@@ -898,6 +3800,46 @@ export interface ConversationServiceServer extends UntypedServiceImplementation 
    * seq 1.
    */
   deleteThread: handleUnaryCall<DeleteThreadRequest, DeleteThreadResponse>;
+  /**
+   * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
+   * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
+   * if one of them refuses, nothing is done.
+   */
+  beginTurn: handleUnaryCall<BeginTurnRequest, BeginTurnResponse>;
+  /**
+   * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
+   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+   *
+   * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
+   */
+  commitTurn: handleUnaryCall<CommitTurnRequest, CommitTurnResponse>;
+  /**
+   * Takes the turn of a thread: the right to answer, which one holder has at a time. A thread that does not exist yet is
+   * created empty. While another holds it: `FAILED_PRECONDITION` (`TURN_HELD`) with the holder and the expiry in the
+   * metadata, and RetryInfo. A lease that has ended can be taken at once.
+   */
+  acquireTurn: handleUnaryCall<AcquireTurnRequest, AcquireTurnResponse>;
+  /**
+   * Keeps the turn for longer. A token that is not the current one, or whose lease was released or has ended and was taken
+   * by another: `ABORTED`, `STALE_FENCING_TOKEN`.
+   */
+  renewTurn: handleUnaryCall<RenewTurnRequest, RenewTurnResponse>;
+  /** Gives the turn back. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. */
+  releaseTurn: handleUnaryCall<ReleaseTurnRequest, ReleaseTurnResponse>;
+  /** Lists the turns of a session, newest first. */
+  listTurns: handleUnaryCall<ListTurnsRequest, ListTurnsResponse>;
+  /**
+   * Returns what the turns of a session left: the latest turn, the newest 50, the tasks' data and the reports. Never reads
+   * messages.
+   */
+  getSessionData: handleUnaryCall<GetSessionDataRequest, GetSessionDataResponse>;
+  /**
+   * Returns what a model call needs of a session, within budgets of tokens, counted by the tenant's tokenizer. The same
+   * data and request give the same context.
+   */
+  getContext: handleUnaryCall<GetContextRequest, GetContextResponse>;
+  /** Counts tokens with the tenant's tokenizer. */
+  countTokens: handleUnaryCall<CountTokensRequest, CountTokensResponse>;
 }
 
 export interface ConversationServiceClient extends Client {
@@ -993,6 +3935,172 @@ export interface ConversationServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: DeleteThreadResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
+   * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
+   * if one of them refuses, nothing is done.
+   */
+  beginTurn(
+    request: BeginTurnRequest,
+    callback: (error: ServiceError | null, response: BeginTurnResponse) => void,
+  ): ClientUnaryCall;
+  beginTurn(
+    request: BeginTurnRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: BeginTurnResponse) => void,
+  ): ClientUnaryCall;
+  beginTurn(
+    request: BeginTurnRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: BeginTurnResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
+   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+   *
+   * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
+   */
+  commitTurn(
+    request: CommitTurnRequest,
+    callback: (error: ServiceError | null, response: CommitTurnResponse) => void,
+  ): ClientUnaryCall;
+  commitTurn(
+    request: CommitTurnRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: CommitTurnResponse) => void,
+  ): ClientUnaryCall;
+  commitTurn(
+    request: CommitTurnRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: CommitTurnResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Takes the turn of a thread: the right to answer, which one holder has at a time. A thread that does not exist yet is
+   * created empty. While another holds it: `FAILED_PRECONDITION` (`TURN_HELD`) with the holder and the expiry in the
+   * metadata, and RetryInfo. A lease that has ended can be taken at once.
+   */
+  acquireTurn(
+    request: AcquireTurnRequest,
+    callback: (error: ServiceError | null, response: AcquireTurnResponse) => void,
+  ): ClientUnaryCall;
+  acquireTurn(
+    request: AcquireTurnRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: AcquireTurnResponse) => void,
+  ): ClientUnaryCall;
+  acquireTurn(
+    request: AcquireTurnRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: AcquireTurnResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Keeps the turn for longer. A token that is not the current one, or whose lease was released or has ended and was taken
+   * by another: `ABORTED`, `STALE_FENCING_TOKEN`.
+   */
+  renewTurn(
+    request: RenewTurnRequest,
+    callback: (error: ServiceError | null, response: RenewTurnResponse) => void,
+  ): ClientUnaryCall;
+  renewTurn(
+    request: RenewTurnRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RenewTurnResponse) => void,
+  ): ClientUnaryCall;
+  renewTurn(
+    request: RenewTurnRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RenewTurnResponse) => void,
+  ): ClientUnaryCall;
+  /** Gives the turn back. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. */
+  releaseTurn(
+    request: ReleaseTurnRequest,
+    callback: (error: ServiceError | null, response: ReleaseTurnResponse) => void,
+  ): ClientUnaryCall;
+  releaseTurn(
+    request: ReleaseTurnRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ReleaseTurnResponse) => void,
+  ): ClientUnaryCall;
+  releaseTurn(
+    request: ReleaseTurnRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ReleaseTurnResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the turns of a session, newest first. */
+  listTurns(
+    request: ListTurnsRequest,
+    callback: (error: ServiceError | null, response: ListTurnsResponse) => void,
+  ): ClientUnaryCall;
+  listTurns(
+    request: ListTurnsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListTurnsResponse) => void,
+  ): ClientUnaryCall;
+  listTurns(
+    request: ListTurnsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListTurnsResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Returns what the turns of a session left: the latest turn, the newest 50, the tasks' data and the reports. Never reads
+   * messages.
+   */
+  getSessionData(
+    request: GetSessionDataRequest,
+    callback: (error: ServiceError | null, response: GetSessionDataResponse) => void,
+  ): ClientUnaryCall;
+  getSessionData(
+    request: GetSessionDataRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetSessionDataResponse) => void,
+  ): ClientUnaryCall;
+  getSessionData(
+    request: GetSessionDataRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetSessionDataResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Returns what a model call needs of a session, within budgets of tokens, counted by the tenant's tokenizer. The same
+   * data and request give the same context.
+   */
+  getContext(
+    request: GetContextRequest,
+    callback: (error: ServiceError | null, response: GetContextResponse) => void,
+  ): ClientUnaryCall;
+  getContext(
+    request: GetContextRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetContextResponse) => void,
+  ): ClientUnaryCall;
+  getContext(
+    request: GetContextRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetContextResponse) => void,
+  ): ClientUnaryCall;
+  /** Counts tokens with the tenant's tokenizer. */
+  countTokens(
+    request: CountTokensRequest,
+    callback: (error: ServiceError | null, response: CountTokensResponse) => void,
+  ): ClientUnaryCall;
+  countTokens(
+    request: CountTokensRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: CountTokensResponse) => void,
+  ): ClientUnaryCall;
+  countTokens(
+    request: CountTokensRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: CountTokensResponse) => void,
   ): ClientUnaryCall;
 }
 

@@ -22,8 +22,10 @@ import { Duration } from "../../google/protobuf/duration.ts";
 import { FieldMask } from "../../google/protobuf/field_mask.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { Bundle, Handoff } from "./bundle.ts";
+import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, MessageSelection } from "./message.ts";
 import { Session } from "./session.ts";
+import { StateCheckpoint } from "./turn.ts";
 
 export const protobufPackage = "memory.v1";
 
@@ -147,6 +149,12 @@ export interface ResumeSessionRequest {
     | //
     /** A session key. It identifies its user: no user is needed in the metadata, and one that is there must be the same. */
     { $case: "sessionKey"; value: string }
+    | //
+    /**
+     * A project: the user's newest live session of it. If there is none, `create_if_missing` makes one with the state of
+     * the newest checkpoint of the user's sessions of the project.
+     */
+    { $case: "resumeProjectId"; value: string }
     | undefined;
   /**
    * Optional. How many of the thread's newest messages to return: 50 if left out, 0 for none, at most 500. They also end
@@ -179,6 +187,8 @@ export interface ResumeSessionResponse {
   messages: Message[];
   /** Whether the session was created by this call. */
   created: boolean;
+  /** The session whose last checkpoint gave the new session its state. Empty if none did. */
+  recoveredFrom: string;
 }
 
 /** The request of EndSession. */
@@ -372,6 +382,77 @@ export interface AckHandoffRequest {
 
 /** The response of AckHandoff. */
 export interface AckHandoffResponse {
+}
+
+/** The request of AppendSessionContext. */
+export interface AppendSessionContextRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Required. 1 to 1,000 entries, in order. */
+  entries: ContextEntry[];
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of AppendSessionContext. */
+export interface AppendSessionContextResponse {
+  /** What the session touched, without what is compressed. */
+  context: SessionContext | undefined;
+}
+
+/** The request of GetSessionContext. */
+export interface GetSessionContextRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. Also returns the entries that were compressed. */
+  includeCompressed: boolean;
+  /**
+   * Optional. With `include_compressed`: leaves out so many of the oldest compressed entries, to go on where a response
+   * ended. Not negative.
+   */
+  compressedOffset: number;
+}
+
+/** The response of GetSessionContext. */
+export interface GetSessionContextResponse {
+  /** What the session touched. */
+  context: SessionContext | undefined;
+}
+
+/** The request of ListStateCheckpoints. */
+export interface ListStateCheckpointsRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListStateCheckpoints. */
+export interface ListStateCheckpointsResponse {
+  /** The checkpoints. */
+  checkpoints: StateCheckpoint[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of RestoreSessionState. */
+export interface RestoreSessionStateRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Required. One of its checkpoints, a UUID. */
+  checkpointId: string;
+  /** Optional. The etag that the session must have. */
+  etag: string;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of RestoreSessionState. */
+export interface RestoreSessionStateResponse {
+  /** The session with its state set back. */
+  session: Session | undefined;
 }
 
 function createBaseUpsertSessionRequest(): UpsertSessionRequest {
@@ -1047,6 +1128,9 @@ export const ResumeSessionRequest: MessageFns<ResumeSessionRequest> = {
       case "sessionKey":
         writer.uint32(18).string(message.target.value);
         break;
+      case "resumeProjectId":
+        writer.uint32(82).string(message.target.value);
+        break;
     }
     if (message.lastN !== undefined) {
       writer.uint32(24).int32(message.lastN);
@@ -1099,6 +1183,14 @@ export const ResumeSessionRequest: MessageFns<ResumeSessionRequest> = {
             }
 
             message.target = { $case: "sessionKey", value: reader.string() };
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.target = { $case: "resumeProjectId", value: reader.string() };
             continue;
           }
           case 3: {
@@ -1187,6 +1279,12 @@ export const ResumeSessionRequest: MessageFns<ResumeSessionRequest> = {
         }
         break;
       }
+      case "resumeProjectId": {
+        if (object.target?.value !== undefined && object.target?.value !== null) {
+          message.target = { $case: "resumeProjectId", value: object.target.value };
+        }
+        break;
+      }
     }
     message.lastN = object.lastN ?? undefined;
     message.createIfMissing = object.createIfMissing ?? false;
@@ -1200,7 +1298,7 @@ export const ResumeSessionRequest: MessageFns<ResumeSessionRequest> = {
 };
 
 function createBaseResumeSessionResponse(): ResumeSessionResponse {
-  return { session: undefined, messages: [], created: false };
+  return { session: undefined, messages: [], created: false, recoveredFrom: "" };
 }
 
 export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
@@ -1213,6 +1311,9 @@ export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
     }
     if (message.created !== false) {
       writer.uint32(24).bool(message.created);
+    }
+    if (message.recoveredFrom !== "") {
+      writer.uint32(34).string(message.recoveredFrom);
     }
     return writer;
   },
@@ -1254,6 +1355,14 @@ export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
             message.created = reader.bool();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.recoveredFrom = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1276,6 +1385,7 @@ export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
       : undefined;
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
     message.created = object.created ?? false;
+    message.recoveredFrom = object.recoveredFrom ?? "";
     return message;
   },
 };
@@ -2670,6 +2780,572 @@ export const AckHandoffResponse: MessageFns<AckHandoffResponse> = {
   },
 };
 
+function createBaseAppendSessionContextRequest(): AppendSessionContextRequest {
+  return { sessionId: "", entries: [], requestId: "" };
+}
+
+export const AppendSessionContextRequest: MessageFns<AppendSessionContextRequest> = {
+  encode(message: AppendSessionContextRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    for (const v of message.entries) {
+      ContextEntry.encode(v!, writer.uint32(18).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(26).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AppendSessionContextRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAppendSessionContextRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.entries.push(ContextEntry.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<AppendSessionContextRequest>, I>>(base?: I): AppendSessionContextRequest {
+    return AppendSessionContextRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<AppendSessionContextRequest>, I>>(object: I): AppendSessionContextRequest {
+    const message = createBaseAppendSessionContextRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.entries = object.entries?.map((e) => ContextEntry.fromPartial(e)) || [];
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseAppendSessionContextResponse(): AppendSessionContextResponse {
+  return { context: undefined };
+}
+
+export const AppendSessionContextResponse: MessageFns<AppendSessionContextResponse> = {
+  encode(message: AppendSessionContextResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.context !== undefined) {
+      SessionContext.encode(message.context, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AppendSessionContextResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAppendSessionContextResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.context = SessionContext.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<AppendSessionContextResponse>, I>>(base?: I): AppendSessionContextResponse {
+    return AppendSessionContextResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<AppendSessionContextResponse>, I>>(object: I): AppendSessionContextResponse {
+    const message = createBaseAppendSessionContextResponse();
+    message.context = (object.context !== undefined && object.context !== null)
+      ? SessionContext.fromPartial(object.context)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseGetSessionContextRequest(): GetSessionContextRequest {
+  return { sessionId: "", includeCompressed: false, compressedOffset: 0 };
+}
+
+export const GetSessionContextRequest: MessageFns<GetSessionContextRequest> = {
+  encode(message: GetSessionContextRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.includeCompressed !== false) {
+      writer.uint32(16).bool(message.includeCompressed);
+    }
+    if (message.compressedOffset !== 0) {
+      writer.uint32(24).int64(message.compressedOffset);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetSessionContextRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetSessionContextRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.includeCompressed = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.compressedOffset = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetSessionContextRequest>, I>>(base?: I): GetSessionContextRequest {
+    return GetSessionContextRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetSessionContextRequest>, I>>(object: I): GetSessionContextRequest {
+    const message = createBaseGetSessionContextRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.includeCompressed = object.includeCompressed ?? false;
+    message.compressedOffset = object.compressedOffset ?? 0;
+    return message;
+  },
+};
+
+function createBaseGetSessionContextResponse(): GetSessionContextResponse {
+  return { context: undefined };
+}
+
+export const GetSessionContextResponse: MessageFns<GetSessionContextResponse> = {
+  encode(message: GetSessionContextResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.context !== undefined) {
+      SessionContext.encode(message.context, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetSessionContextResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetSessionContextResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.context = SessionContext.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetSessionContextResponse>, I>>(base?: I): GetSessionContextResponse {
+    return GetSessionContextResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetSessionContextResponse>, I>>(object: I): GetSessionContextResponse {
+    const message = createBaseGetSessionContextResponse();
+    message.context = (object.context !== undefined && object.context !== null)
+      ? SessionContext.fromPartial(object.context)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseListStateCheckpointsRequest(): ListStateCheckpointsRequest {
+  return { sessionId: "", pageSize: 0, pageToken: "" };
+}
+
+export const ListStateCheckpointsRequest: MessageFns<ListStateCheckpointsRequest> = {
+  encode(message: ListStateCheckpointsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(16).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(26).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListStateCheckpointsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListStateCheckpointsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListStateCheckpointsRequest>, I>>(base?: I): ListStateCheckpointsRequest {
+    return ListStateCheckpointsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListStateCheckpointsRequest>, I>>(object: I): ListStateCheckpointsRequest {
+    const message = createBaseListStateCheckpointsRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListStateCheckpointsResponse(): ListStateCheckpointsResponse {
+  return { checkpoints: [], nextPageToken: "" };
+}
+
+export const ListStateCheckpointsResponse: MessageFns<ListStateCheckpointsResponse> = {
+  encode(message: ListStateCheckpointsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.checkpoints) {
+      StateCheckpoint.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListStateCheckpointsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListStateCheckpointsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.checkpoints.push(StateCheckpoint.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListStateCheckpointsResponse>, I>>(base?: I): ListStateCheckpointsResponse {
+    return ListStateCheckpointsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListStateCheckpointsResponse>, I>>(object: I): ListStateCheckpointsResponse {
+    const message = createBaseListStateCheckpointsResponse();
+    message.checkpoints = object.checkpoints?.map((e) => StateCheckpoint.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseRestoreSessionStateRequest(): RestoreSessionStateRequest {
+  return { sessionId: "", checkpointId: "", etag: "", requestId: "" };
+}
+
+export const RestoreSessionStateRequest: MessageFns<RestoreSessionStateRequest> = {
+  encode(message: RestoreSessionStateRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.checkpointId !== "") {
+      writer.uint32(18).string(message.checkpointId);
+    }
+    if (message.etag !== "") {
+      writer.uint32(26).string(message.etag);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreSessionStateRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreSessionStateRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.checkpointId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.etag = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RestoreSessionStateRequest>, I>>(base?: I): RestoreSessionStateRequest {
+    return RestoreSessionStateRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreSessionStateRequest>, I>>(object: I): RestoreSessionStateRequest {
+    const message = createBaseRestoreSessionStateRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.checkpointId = object.checkpointId ?? "";
+    message.etag = object.etag ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseRestoreSessionStateResponse(): RestoreSessionStateResponse {
+  return { session: undefined };
+}
+
+export const RestoreSessionStateResponse: MessageFns<RestoreSessionStateResponse> = {
+  encode(message: RestoreSessionStateResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.session !== undefined) {
+      Session.encode(message.session, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestoreSessionStateResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestoreSessionStateResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.session = Session.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RestoreSessionStateResponse>, I>>(base?: I): RestoreSessionStateResponse {
+    return RestoreSessionStateResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RestoreSessionStateResponse>, I>>(object: I): RestoreSessionStateResponse {
+    const message = createBaseRestoreSessionStateResponse();
+    message.session = (object.session !== undefined && object.session !== null)
+      ? Session.fromPartial(object.session)
+      : undefined;
+    return message;
+  },
+};
+
 /**
  * Keeps session snapshots and carries bundles of messages between threads.
  *
@@ -2769,6 +3445,54 @@ export const MemoryServiceService = {
     responseSerialize: (value: DeleteSessionResponse): Buffer =>
       Buffer.from(DeleteSessionResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): DeleteSessionResponse => DeleteSessionResponse.decode(value),
+  },
+  /** Records what a session touched: files, searches, decisions, memories. */
+  appendSessionContext: {
+    path: "/memory.v1.MemoryService/AppendSessionContext" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: AppendSessionContextRequest): Buffer =>
+      Buffer.from(AppendSessionContextRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): AppendSessionContextRequest => AppendSessionContextRequest.decode(value),
+    responseSerialize: (value: AppendSessionContextResponse): Buffer =>
+      Buffer.from(AppendSessionContextResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): AppendSessionContextResponse => AppendSessionContextResponse.decode(value),
+  },
+  /** Returns what a session touched. */
+  getSessionContext: {
+    path: "/memory.v1.MemoryService/GetSessionContext" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetSessionContextRequest): Buffer =>
+      Buffer.from(GetSessionContextRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetSessionContextRequest => GetSessionContextRequest.decode(value),
+    responseSerialize: (value: GetSessionContextResponse): Buffer =>
+      Buffer.from(GetSessionContextResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetSessionContextResponse => GetSessionContextResponse.decode(value),
+  },
+  /** Lists the states that a session had after its turns, newest first. The newest 50 are kept. */
+  listStateCheckpoints: {
+    path: "/memory.v1.MemoryService/ListStateCheckpoints" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListStateCheckpointsRequest): Buffer =>
+      Buffer.from(ListStateCheckpointsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListStateCheckpointsRequest => ListStateCheckpointsRequest.decode(value),
+    responseSerialize: (value: ListStateCheckpointsResponse): Buffer =>
+      Buffer.from(ListStateCheckpointsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListStateCheckpointsResponse => ListStateCheckpointsResponse.decode(value),
+  },
+  /** Sets a session's state back to that of a checkpoint. */
+  restoreSessionState: {
+    path: "/memory.v1.MemoryService/RestoreSessionState" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RestoreSessionStateRequest): Buffer =>
+      Buffer.from(RestoreSessionStateRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RestoreSessionStateRequest => RestoreSessionStateRequest.decode(value),
+    responseSerialize: (value: RestoreSessionStateResponse): Buffer =>
+      Buffer.from(RestoreSessionStateResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RestoreSessionStateResponse => RestoreSessionStateResponse.decode(value),
   },
   /** Copies messages of a thread into an immutable bundle. */
   saveBundle: {
@@ -2880,6 +3604,14 @@ export interface MemoryServiceServer extends UntypedServiceImplementation {
    * that name the session answer `NOT_FOUND`, reason `DELETED`.
    */
   deleteSession: handleUnaryCall<DeleteSessionRequest, DeleteSessionResponse>;
+  /** Records what a session touched: files, searches, decisions, memories. */
+  appendSessionContext: handleUnaryCall<AppendSessionContextRequest, AppendSessionContextResponse>;
+  /** Returns what a session touched. */
+  getSessionContext: handleUnaryCall<GetSessionContextRequest, GetSessionContextResponse>;
+  /** Lists the states that a session had after its turns, newest first. The newest 50 are kept. */
+  listStateCheckpoints: handleUnaryCall<ListStateCheckpointsRequest, ListStateCheckpointsResponse>;
+  /** Sets a session's state back to that of a checkpoint. */
+  restoreSessionState: handleUnaryCall<RestoreSessionStateRequest, RestoreSessionStateResponse>;
   /** Copies messages of a thread into an immutable bundle. */
   saveBundle: handleUnaryCall<SaveBundleRequest, SaveBundleResponse>;
   /**
@@ -3023,6 +3755,70 @@ export interface MemoryServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: DeleteSessionResponse) => void,
+  ): ClientUnaryCall;
+  /** Records what a session touched: files, searches, decisions, memories. */
+  appendSessionContext(
+    request: AppendSessionContextRequest,
+    callback: (error: ServiceError | null, response: AppendSessionContextResponse) => void,
+  ): ClientUnaryCall;
+  appendSessionContext(
+    request: AppendSessionContextRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: AppendSessionContextResponse) => void,
+  ): ClientUnaryCall;
+  appendSessionContext(
+    request: AppendSessionContextRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: AppendSessionContextResponse) => void,
+  ): ClientUnaryCall;
+  /** Returns what a session touched. */
+  getSessionContext(
+    request: GetSessionContextRequest,
+    callback: (error: ServiceError | null, response: GetSessionContextResponse) => void,
+  ): ClientUnaryCall;
+  getSessionContext(
+    request: GetSessionContextRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetSessionContextResponse) => void,
+  ): ClientUnaryCall;
+  getSessionContext(
+    request: GetSessionContextRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetSessionContextResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the states that a session had after its turns, newest first. The newest 50 are kept. */
+  listStateCheckpoints(
+    request: ListStateCheckpointsRequest,
+    callback: (error: ServiceError | null, response: ListStateCheckpointsResponse) => void,
+  ): ClientUnaryCall;
+  listStateCheckpoints(
+    request: ListStateCheckpointsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListStateCheckpointsResponse) => void,
+  ): ClientUnaryCall;
+  listStateCheckpoints(
+    request: ListStateCheckpointsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListStateCheckpointsResponse) => void,
+  ): ClientUnaryCall;
+  /** Sets a session's state back to that of a checkpoint. */
+  restoreSessionState(
+    request: RestoreSessionStateRequest,
+    callback: (error: ServiceError | null, response: RestoreSessionStateResponse) => void,
+  ): ClientUnaryCall;
+  restoreSessionState(
+    request: RestoreSessionStateRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RestoreSessionStateResponse) => void,
+  ): ClientUnaryCall;
+  restoreSessionState(
+    request: RestoreSessionStateRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RestoreSessionStateResponse) => void,
   ): ClientUnaryCall;
   /** Copies messages of a thread into an immutable bundle. */
   saveBundle(

@@ -67,7 +67,11 @@ export interface Message {
     | ForwardedFrom
     | undefined;
   /** Output only. When the message was stored, by the database's clock. */
-  createTime: Timestamp | undefined;
+  createTime:
+    | Timestamp
+    | undefined;
+  /** Output only. The tokens of the content, counted by the tenant's tokenizer when the message was stored. */
+  tokenCount: number;
 }
 
 /** The provenance of a message that a bundle carried into a thread. */
@@ -140,6 +144,7 @@ function createBaseMessage(): Message {
     toolCallId: "",
     forwardedFrom: undefined,
     createTime: undefined,
+    tokenCount: 0,
   };
 }
 
@@ -177,6 +182,9 @@ export const Message: MessageFns<Message> = {
     }
     if (message.createTime !== undefined) {
       Timestamp.encode(message.createTime, writer.uint32(90).fork()).join();
+    }
+    if (message.tokenCount !== 0) {
+      writer.uint32(96).int32(message.tokenCount);
     }
     return writer;
   },
@@ -282,6 +290,14 @@ export const Message: MessageFns<Message> = {
             message.createTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.tokenCount = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -314,6 +330,7 @@ export const Message: MessageFns<Message> = {
     message.createTime = (object.createTime !== undefined && object.createTime !== null)
       ? Timestamp.fromPartial(object.createTime)
       : undefined;
+    message.tokenCount = object.tokenCount ?? 0;
     return message;
   },
 };

@@ -72,3 +72,30 @@ export async function changeOnce<Row>(
     return found.result.map(rowFromJson);
   }
 }
+
+const STORE = (action: string) =>
+  change<{ done: number }>(`
+  with result as (
+    select $11::jsonb as rows, $12::text as resource, $13::uuid as session_id, $14::jsonb as metadata
+  ), ${audited(action, 'result', { resource: 'resource', session: 'session_id', metadata: 'metadata' })}, requested as (
+    insert into requests (tenant_id, env, user_id, method, request_id, fingerprint, result)
+    select $1, $2, $10, $5, $6, $7, jsonb_build_array(rows) from result where $6 is not null
+    returning 1
+  )
+  select 1 as done`);
+
+/**
+ * Ends a change that was made in steps: its one audit event, the result that a replay gives again, and COMMIT.
+ */
+export function finisher(action: string) {
+  const statement = STORE(action);
+  return async <Result extends object>(
+    tx: TenantTx,
+    about: { resource: string; sessionId: string; metadata: object },
+    result: Result,
+  ): Promise<Result[]> => {
+    const values = [JSON.stringify(result), about.resource, about.sessionId, JSON.stringify(about.metadata)];
+    await tx.final(statement, values);
+    return [result];
+  };
+}

@@ -1,4 +1,5 @@
 import pg from 'pg';
+import { v7 as uuidv7 } from 'uuid';
 import { Command, Unit } from './exchange.ts';
 import { CommitUnknown, DatabaseAway, Interrupted, isLost, isStale, isTransient } from './failure.ts';
 import { type Database, destroy, type Limits } from './pool.ts';
@@ -35,6 +36,11 @@ export interface TenantTx extends TenantDb {
    * is for statements that decide by themselves whether they do anything.
    */
   final<Row>(statement: Statement<Row>, values?: Value[]): Promise<Row[]>;
+  /**
+   * The same transaction, for a step of a larger change: nothing of it commits, each step's event has an id of its own, and
+   * only the whole stores a result for its request_id.
+   */
+  readonly step: TenantTx;
 }
 
 const SLUG = /^[a-z0-9-]{0,63}$/;
@@ -98,18 +104,17 @@ export async function transactionOnce<T>(
   }
 
   const run =
-    (last: boolean) =>
-    (statement: Statement<any>, values: Value[] = []) =>
-      send(
-        new Unit(
-          [{ statement, values: [...leading(statement, scope, stamp), ...values] }],
-          database.options.preparedStatements,
-        ),
-        last,
-      );
+    (last: boolean, stampOf: () => Stamp | undefined) =>
+    (statement: Statement<any>, values: Value[] = []) => {
+      const parameters = [...leading(statement, scope, stampOf()), ...values];
+      return send(new Unit([{ statement, values: parameters }], database.options.preparedStatements), last);
+    };
+  const stepStamp = () => stamp && { ...stamp, requestId: null, eventId: uuidv7() };
+  const step = { scope, query: run(false, stepStamp), final: run(false, stepStamp) } as TenantTx;
+  (step as { step: TenantTx }).step = step;
 
   try {
-    const result = await work({ scope, query: run(false), final: run(true) });
+    const result = await work({ scope, query: run(false, () => stamp), final: run(true, () => stamp), step });
     if ((state as string) === 'open') await send(undefined, true);
     return result;
   } catch (error) {

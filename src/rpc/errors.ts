@@ -1,7 +1,9 @@
 import { Metadata, type ServiceError, status } from '@grpc/grpc-js';
 import { RequestIdReused } from '../db/change.ts';
 import { CommitUnknown, DatabaseAway, Interrupted, PoolExhausted, sqlState } from '../db/failure.ts';
+import type { LeaseState } from '../db/lease.ts';
 import { BadPageToken } from '../db/page.ts';
+import { timestampText } from '../db/statement.ts';
 import { BadRequest, ErrorInfo, QuotaFailure, RetryInfo } from '../gen/google/rpc/error_details.ts';
 import { Status } from '../gen/google/rpc/status.ts';
 
@@ -57,6 +59,15 @@ export const unauthenticated = (reason: string, message: string) =>
   new RpcError(status.UNAUTHENTICATED, reason, message);
 export const etagMismatch = (etag: string) =>
   new RpcError(status.ABORTED, 'ETAG_MISMATCH', 'the etag is not the current one', { metadata: { etag } });
+export const staleToken = () =>
+  new RpcError(status.ABORTED, 'STALE_FENCING_TOKEN', 'the fencing token is not the current one');
+/** Another holds the lease: who, until when, and so when to try again. Never its token. */
+export const leaseHeld = (reason: string, what: string, lease: LeaseState) =>
+  new RpcError(status.FAILED_PRECONDITION, reason, `${what} is held`, {
+    metadata: { holder: lease.leaseHolder ?? '', expire_time: timestampText(lease.leaseExpireTime ?? undefined) ?? '' },
+    retryAfterMs: Math.max(0, lease.leaseLeftMs ?? 0),
+  });
+export const conflict = (message: string) => new RpcError(status.ABORTED, 'CONFLICT', message, { retryAfterMs: 10 });
 export const unavailable = (reason: string, message: string, retryAfterMs = 1000) =>
   new RpcError(status.UNAVAILABLE, reason, message, { retryAfterMs });
 export const exhausted = (reason: string, message: string, retryAfterMs: number) =>

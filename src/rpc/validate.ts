@@ -91,6 +91,10 @@ export class Check {
     this.that(value >= 0, field, 'negative');
   }
 
+  fencingToken(field: string, value: number): void {
+    this.that(value >= 1, field, value === 0 ? 'required' : 'negative');
+  }
+
   page(request: { pageSize: number; pageToken: string }): void {
     this.that(request.pageSize >= 0, 'page_size', 'negative');
     this.text('page_token', request.pageToken, 4096);

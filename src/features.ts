@@ -1,5 +1,7 @@
 import { auditHandlers } from './audit/service.ts';
 import { bundleAccess, bundleHandlers } from './bundles/service.ts';
+import { contextReadHandlers } from './contexts/context-service.ts';
+import { contextHandlers } from './contexts/service.ts';
 import { AdminServiceService } from './gen/memory/v1/admin_service.ts';
 import { AuditServiceService } from './gen/memory/v1/audit_service.ts';
 import { ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
@@ -11,6 +13,10 @@ import { sessionAccess, sessionHandlers } from './sessions/service.ts';
 import { sweep } from './tenants/expiry.ts';
 import { adminAccess, adminHandlers } from './tenants/service.ts';
 import { conversationHandlers } from './threads/service.ts';
+import { checkpointHandlers } from './turns/checkpoint-service.ts';
+import { leaseHandlers } from './turns/lease-service.ts';
+import { turnAccess, turnHandlers } from './turns/service.ts';
+import { turnHandlers as turnLists } from './turns/turn-service.ts';
 
 /** Everything that `serve` and `dev` offer. */
 export const features: Features = {
@@ -21,10 +27,15 @@ export const features: Features = {
       implement(
         kernel,
         MemoryServiceService,
-        { ...sessions, ...bundleHandlers },
+        { ...sessions, ...bundleHandlers, ...contextHandlers, ...checkpointHandlers },
         { ...sessionAccess, ...bundleAccess },
       ),
-      implement(kernel, ConversationServiceService, conversationHandlers),
+      implement(
+        kernel,
+        ConversationServiceService,
+        { ...conversationHandlers, ...leaseHandlers, ...turnHandlers, ...turnLists, ...contextReadHandlers },
+        turnAccess,
+      ),
       implement(kernel, AdminServiceService, adminHandlers(members), adminAccess),
       implement(kernel, AuditServiceService, auditHandlers),
     ];

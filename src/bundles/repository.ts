@@ -26,7 +26,7 @@ const CHOSEN = {
 } as const;
 
 const STORED = `select m.seq, jsonb_strip_nulls(jsonb_build_object('id', m.id, 'session_id', m.session_id, 'seq', m.seq,
-      'client_id', m.client_id, 'role', m.role, 'content', m.content, 'tool_call_id', m.tool_call_id,
+      'client_id', m.client_id, 'role', m.role, 'content', m.content, 'tool_call_id', m.tool_call_id, 'token_count', m.token_count,
       'forwarded_from', m.forwarded_from, 'create_time', m.create_time)) || case when m.metadata is null then '{}' else jsonb_build_object('metadata', m.metadata) end as message
     from messages m join chosen using (seq)
     where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source)`;
@@ -93,26 +93,29 @@ export interface BundleSource {
   sourceThreadId: string;
   sourceProjectId: string;
   selection: MessageSelection;
+  /** Of inline messages, as this service counted them. */
+  tokenCounts: number[];
   expireTime?: string | undefined;
   ttlSeconds?: number | undefined;
 }
 
-function selectionValue({ selection }: MessageSelection): Value {
+function selectionValue({ selection }: MessageSelection, tokenCounts: number[]): Value {
   if (selection?.$case === 'lastN') return json(selection.value);
   if (selection?.$case === 'messageIds') return json(selection.value.ids);
-  return json(selection?.value.messages.map(inlineMessage));
+  return json(selection?.value.messages.map((message, i) => inlineMessage(message, tokenCounts[i])));
 }
 
-const inlineMessage = ({ role, content, metadata, toolCallId }: Message) => ({
+const inlineMessage = ({ role, content, metadata, toolCallId }: Message, tokenCount: number | undefined) => ({
   role,
   content,
   ...(metadata && { metadata }),
   tool_call_id: toolCallId,
+  token_count: tokenCount,
 });
 
 function sourceValues(source: BundleSource): Value[] {
-  const { sourceThreadId, sourceProjectId, selection, expireTime, ttlSeconds } = source;
-  return [uuidv7(), sourceThreadId, sourceProjectId, selectionValue(selection), expireTime, ttlSeconds];
+  const { sourceThreadId, sourceProjectId, selection, tokenCounts, expireTime, ttlSeconds } = source;
+  return [uuidv7(), sourceThreadId, sourceProjectId, selectionValue(selection, tokenCounts), expireTime, ttlSeconds];
 }
 
 export async function saveBundle(tx: TenantTx, source: BundleSource): Promise<BundleRow[]> {
@@ -162,9 +165,10 @@ const forwardStatement = (bundle: string) =>
       where t.delete_time is null
     returning t.thread_id, t.thread_uid, t.last_seq
   ), copies as (
-    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, metadata, tool_call_id, forwarded_from, create_time)
+    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, metadata, tool_call_id, token_count, forwarded_from, create_time)
     select $1, $2, target.thread_uid, target.last_seq - content.message_count + e.ord, uuid_v7(clock_timestamp()), $3,
       (e.v ->> 'role')::smallint, e.v ->> 'content', e.v -> 'metadata', coalesce(e.v ->> 'tool_call_id', ''),
+      (e.v ->> 'token_count')::int,
       jsonb_build_object('bundle_id', content.id, 'thread_id', content.source_thread_id, 'seq', (e.v ->> 'seq')::bigint,
         'unverified', coalesce((e.v ->> 'unverified')::boolean, (e.v -> 'forwarded_from' ->> 'unverified')::boolean, false)),
       clock_timestamp()

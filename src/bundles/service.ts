@@ -7,6 +7,7 @@ import { SCOPES } from '../rpc/identity.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
 import { checkMessage } from '../threads/message.ts';
+import { contentTokens } from '../tokens/counter.ts';
 import { ackHandoff, handoffsOf, pullHandoffs, whyNotAcked } from './handoffs.ts';
 import {
   bundleFromRow,
@@ -43,6 +44,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       sourceThreadId: request.sourceThreadId,
       sourceProjectId: request.sourceProjectId,
       selection: request.selection!,
+      tokenCounts: await inlineTokens(request.selection!),
       expireTime: expiration?.$case === 'expireTime' ? timestampText(expiration.value) : undefined,
       ttlSeconds: expiration?.$case === 'ttl' ? expiration.value.seconds + expiration.value.nanos / 1e9 : undefined,
     };
@@ -63,7 +65,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
     check.done();
 
     const forward: Forward = {
-      source: request.source!.$case === 'bundleId' ? { bundleId: request.source!.value } : inlineSource(request),
+      source: request.source!.$case === 'bundleId' ? { bundleId: request.source!.value } : await inlineSource(request),
       targetThreadId: request.targetThreadId,
       targetProjectId: request.targetProjectId,
       createTarget: request.createTarget,
@@ -134,10 +136,15 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
   },
 };
 
-function inlineSource(request: ForwardBundleRequest) {
+async function inlineSource(request: ForwardBundleRequest) {
   const { value } = request.source as Extract<ForwardBundleRequest['source'], { $case: 'inline' }>;
-  return { sourceThreadId: value.sourceThreadId, sourceProjectId: value.sourceProjectId, selection: value.selection! };
+  const { sourceThreadId, sourceProjectId } = value;
+  const selection = value.selection!;
+  return { sourceThreadId, sourceProjectId, selection, tokenCounts: await inlineTokens(selection) };
 }
+
+const inlineTokens = ({ selection }: MessageSelection): Promise<number[]> =>
+  contentTokens(selection?.$case === 'inline' ? selection.value.messages : []);
 
 function checkForward(check: Check, request: ForwardBundleRequest): void {
   const { source, handoff } = request;

@@ -1,6 +1,6 @@
 import { v7 as uuidv7 } from 'uuid';
 import type { UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
-import { PinnedRef_Kind, type Session } from '../gen/memory/v1/session.ts';
+import { PinnedRef_Kind, type Session, type SummaryRef } from '../gen/memory/v1/session.ts';
 import { TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
 import type { Violation } from '../rpc/errors.ts';
 import type { Check } from '../rpc/validate.ts';
@@ -57,14 +57,16 @@ function checkFields(check: Check, session: Session): void {
       checkRef(check, field, ref, session.pinnedRefs);
     });
   }
-  if (check.count('session.summary_refs', session.summaryRefs, 100)) {
-    session.summaryRefs.forEach((ref, i) => {
-      const field = `session.summary_refs[${i}]`;
-      check.text(`${field}.text`, ref.text, 4000);
-      check.seq(`${field}.through_seq`, ref.throughSeq);
-      checkRef(check, field, ref, session.summaryRefs);
-    });
-  }
+  checkSummaries(check, 'session.summary_refs', session.summaryRefs);
+}
+
+export function checkSummaries(check: Check, field: string, summaries: SummaryRef[]): void {
+  if (!check.count(field, summaries, 100)) return;
+  summaries.forEach((ref, i) => {
+    check.text(`${field}[${i}].text`, ref.text, 4000);
+    check.seq(`${field}[${i}].through_seq`, ref.throughSeq);
+    checkRef(check, `${field}[${i}]`, ref, summaries);
+  });
 }
 
 function checkRef(check: Check, field: string, ref: { id: string; uri: string }, all: { id: string }[]): void {

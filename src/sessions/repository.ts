@@ -1,5 +1,7 @@
 import { v7 as uuidv7 } from 'uuid';
+import { wipedContexts } from '../contexts/repository.ts';
 import { audited, requested } from '../db/change.ts';
+import { ended } from '../db/lease.ts';
 import { change, json, parseTimestamp, pointRead, query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
@@ -7,14 +9,17 @@ import type { PinnedRef, Session, SummaryRef } from '../gen/memory/v1/session.ts
 import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
 import { QUEUE_DROPPED, sessionEnded } from '../threads/repository.ts';
+import { wipedCalls } from '../turns/calls.ts';
+import { wipedTurns } from '../turns/repository.ts';
 import type { SessionChange } from './change.ts';
 
 const COLUMNS = `id, user_id, surface_id, project_id, thread_id, title, preferences, pinned_refs, summary_refs, state, metadata,
     metrics, tool_id, workspace_path, process_id, email, anonymous, pinned, archived, create_time, update_time,
     last_activity_time, end_time, expire_time, revision`;
-const COLUMNS_OF_S = COLUMNS.replace(/(\w+)/g, 's.$1');
+export const COLUMNS_OF_S = COLUMNS.replace(/(\w+)/g, 's.$1');
 
-const LIVE = 's.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now())';
+export const READABLE = 's.delete_time is null and (s.expire_time is null or s.expire_time > now())';
+export const LIVE = `s.end_time is null and ${READABLE}`;
 
 export interface SessionRow extends Record<string, any> {
   id: string;
@@ -127,6 +132,7 @@ const AUDIT = audited('sessions.upsert', 'saved', {
 // `key`: a thread that the service named counts as left out, so that a caller may send back what it got.
 // A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it. A new session
 // writes the row of a thread that is there, deleted or not: so it waits for a delete under way, and sees what that did.
+// $29 is the state that a new session starts with, $30 the session that left it.
 const UPSERT_BY_KEY = change<SavedRow>(`
   with key as materialized (
     select coalesce((
@@ -146,7 +152,7 @@ const UPSERT_BY_KEY = change<SavedRow>(`
       create_time, update_time, last_activity_time, expire_time, sliding_ttl)
     select $1, $2, $11::uuid, $3, $12, $13, (select thread from key), $15, coalesce($16::jsonb ->> 'title', ''), merge_struct('{}', $16, 'preferences'),
       merge_refs('[]', $16, 'pinned_refs', 'pin_time', c.at), merge_refs('[]', $16, 'summary_refs', 'create_time', c.at),
-      merge_struct('{}', $16, 'state'), merge_struct('{}', $16, 'metadata'), merge_struct('{}', $16, 'metrics'),
+      merge_struct(coalesce($29::jsonb, '{}'), $16, 'state'), merge_struct('{}', $16, 'metadata'), merge_struct('{}', $16, 'metrics'),
       coalesce($16 ->> 'tool_id', ''), coalesce($16 ->> 'workspace_path', ''), coalesce($16 ->> 'process_id', ''),
       coalesce($16 ->> 'email', ''), $27::boolean and coalesce($16 ->> 'email', '') = '',
       coalesce(($16 ->> 'pinned')::boolean, false), coalesce(($16 ->> 'archived')::boolean, false), c.at, c.at, c.at,
@@ -160,7 +166,8 @@ const UPSERT_BY_KEY = change<SavedRow>(`
     on conflict (tenant_id, env, user_id, surface_id, project_id, key_thread_id) where end_time is null and delete_time is null
     do update set ${changed('excluded.update_time')}
     where $21 is null or s.revision = $21
-    returning ${COLUMNS_OF_S}, s.id = $11 as created, $24::text as sealed_key, case when $28::boolean then ${LAST_SEQ} end as last_seq
+    returning ${COLUMNS_OF_S}, s.id = $11 as created, $24::text as sealed_key, case when $28::boolean then ${LAST_SEQ} end as last_seq,
+      case when s.id = $11 then $30::uuid end as recovered_from
   ), revived as (
     update threads t
     set thread_uid = case when t.delete_time is null then t.thread_uid else $26::uuid end,
@@ -197,6 +204,8 @@ export interface SavedRow extends SessionRow {
   sealedKey: string | null;
   /** Where the session's thread stood, if that was asked for. Null if there was none. */
   lastSeq?: number | null;
+  /** The session whose state this one started with. */
+  recoveredFrom?: string | null;
 }
 
 export interface Upsert {
@@ -214,13 +223,15 @@ export interface Upsert {
   revokeKeys: boolean;
   /** Also tells where the thread stands. Only without an id. */
   withLastSeq?: boolean;
+  /** The state that a new session starts with. Only without an id. */
+  recovered?: { sessionId: string; state: object } | undefined;
 }
 
 /** Creates or changes a session. Gives no rows if it refused: see {@link whyNotSaved}. */
 export async function upsertSession(tx: TenantTx, upsert: Upsert): Promise<SavedRow[]> {
   const { id, surfaceId, projectId, threadId, change: fields, expiry, revision, anonymous, key, revokeKeys } = upsert;
-  const { withLastSeq = false } = upsert;
-  return tx.final(id ? UPDATE_BY_ID : UPSERT_BY_KEY, [
+  const { withLastSeq = false, recovered } = upsert;
+  const values = [
     id || uuidv7(),
     surfaceId,
     projectId,
@@ -239,7 +250,9 @@ export async function upsertSession(tx: TenantTx, upsert: Upsert): Promise<Saved
     id ? null : uuidv7(),
     anonymous,
     withLastSeq,
-  ]);
+  ];
+  if (id) return tx.final(UPDATE_BY_ID, values);
+  return tx.final(UPSERT_BY_KEY, [...values, json(recovered?.state), recovered?.sessionId]);
 }
 
 interface StateRow {
@@ -320,19 +333,35 @@ export async function listSessions(
   return db.query(LIST, [...filters, after?.[0], after?.[1], limit]);
 }
 
-const RESUME = change<SavedRow>(`
-  with saved as (
+const resume = (target: string) =>
+  change<SavedRow>(`
+  with target as materialized (${target}
+  ), saved as (
     update sessions s
     set last_activity_time = greatest(s.last_activity_time, c.at),
       expire_time = case when s.sliding_ttl is null then s.expire_time else c.at + s.sliding_ttl end
-    from (select clock_timestamp() as at) c
-    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and ${LIVE}
+    from target, (select clock_timestamp() as at) c
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = target.id and ${LIVE}
     returning ${COLUMNS_OF_S}, false as created, ${LAST_SEQ} as last_seq
   ), ${audited('sessions.resume', 'saved', { resource: `'sessions/' || id`, session: 'id' })}, ${requested('saved')}
   select * from saved`);
 
+const RESUME = resume('select $11::uuid as id');
+
+// Locked: one that ends meanwhile is passed over for the next.
+const RESUME_PROJECT = resume(`
+    select s.id from sessions s
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.project_id = $11 and ${LIVE}
+    order by s.last_activity_time desc, s.id desc limit 1
+    for no key update`);
+
 export async function resumeSession(tx: TenantTx, id: string): Promise<SavedRow[]> {
   return tx.query(RESUME, [id]);
+}
+
+/** Resumes the user's session of a project that was active last. */
+export async function resumeProject(tx: TenantTx, projectId: string): Promise<SavedRow[]> {
+  return tx.query(RESUME_PROJECT, [projectId]);
 }
 
 const END = change<SessionRow>(`
@@ -355,12 +384,18 @@ export async function endSession(tx: TenantTx, id: string, revision: number | un
 }
 
 // The thread's row is locked first, as appends take the two rows in that order, and in a statement of its own: the next one
-// then sees the sessions that others made or deleted while this one waited, which tell whether the thread goes as well.
-const LOCK_THREAD = query<{ threadId: string }>(`
-  select t.thread_id from threads t
-  join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $4::uuid and s.thread_id = t.thread_id
-  where t.tenant_id = $1 and t.env = $2 and t.user_id = $3
-  for update of t`);
+// then sees the sessions that others made or deleted while this one waited, which tell whether the thread goes as well, and
+// what others wrote into this one. The count is there before the session's row is looked for.
+const LOCK = query<{ id: string }>(`
+  with thread as materialized (
+    select t.thread_id from threads t
+    join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $4::uuid and s.thread_id = t.thread_id
+    where t.tenant_id = $1 and t.env = $2 and t.user_id = $3
+    for update of t
+  )
+  select s.id from sessions s
+  where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $4 and (select count(*) from thread) >= 0
+  for no key update of s`);
 
 // What the session held is wiped, also from the results kept for replays; the row stays as a tombstone that refuses late
 // writes.
@@ -374,7 +409,7 @@ const DELETE = change<{ id: string; threadDeleted: boolean }>(`
       and (s.expire_time is null or s.expire_time > now()) and ($12::bigint is null or s.revision = $12)
     returning s.id, s.thread_id, s.delete_time
   ), dropped as (
-    update threads t set delete_time = gone.delete_time, revision = t.revision + 1
+    update threads t set delete_time = gone.delete_time, revision = t.revision + 1, ${ended('t')}
     from gone
     where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = gone.thread_id and t.delete_time is null
       and not exists (
@@ -384,11 +419,12 @@ const DELETE = change<{ id: string; threadDeleted: boolean }>(`
   ), ${QUEUE_DROPPED}, revoked as (
     delete from session_keys k using gone where k.tenant_id = $1 and k.env = $2 and k.session_id = gone.id
     returning 1
-  ), scrubbed as (
+  ), ${wipedContexts('gone')}, ${wipedTurns('gone')}, ${wipedCalls('gone')}, scrubbed as (
     update requests r set result = jsonb_build_array(jsonb_build_object('id', gone.id, 'gone', true))
     from gone
     where r.tenant_id = $1 and r.env = $2 and r.user_id in ($10, '')
-      and r.method in ('MemoryService/UpsertSession', 'MemoryService/ResumeSession', 'MemoryService/EndSession')
+      and r.method in ('MemoryService/UpsertSession', 'MemoryService/ResumeSession', 'MemoryService/EndSession',
+        'MemoryService/RestoreSessionState', 'ConversationService/BeginTurn', 'ConversationService/CommitTurn')
       and r.result -> 0 ->> 'id' = gone.id::text
     returning 1
   ), result as materialized (
@@ -405,7 +441,7 @@ export async function deleteSession(
   id: string,
   revision: number | undefined,
 ): Promise<{ threadDeleted: boolean }[]> {
-  await tx.query(LOCK_THREAD, [id]);
+  await tx.query(LOCK, [id]);
   return tx.final(DELETE, [id, revision]);
 }
 

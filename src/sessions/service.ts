@@ -1,5 +1,4 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { v7 as uuidv7 } from 'uuid';
 import type { Keyring } from '../db/keyring.ts';
 import { within } from '../db/page.ts';
 import { timestampText } from '../db/statement.ts';
@@ -12,18 +11,21 @@ import type {
 import type { Access } from '../rpc/access.ts';
 import { isMember } from '../rpc/access.ts';
 import type { Call } from '../rpc/context.ts';
-import { denied, invalid, notFound, unauthenticated } from '../rpc/errors.ts';
+import { denied, invalid, notFound } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import type { Memberships } from '../rpc/membership.ts';
 import { Check, revisionOf } from '../rpc/validate.ts';
 import { listMessages, messageFromRow } from '../threads/repository.ts';
+import { newestCheckpoint } from '../turns/checkpoints.ts';
 import { applyPiiPolicy, changeOf, checkUpsert } from './change.ts';
+import { ownerOf } from './owner.ts';
 import {
   deleteSession,
   endSession,
   findBySessionKey,
   getSession,
   listSessions,
+  resumeProject,
   resumeSession,
   type SavedRow,
   sessionFromRow,
@@ -145,11 +147,12 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       checkResume(check, request, call);
       check.done();
       const { owner, id } = await resumed(deps, request, call);
+      const project = request.target?.$case === 'resumeProjectId' ? request.target.value : '';
 
       const create: Upsert = {
         id: '',
         surfaceId: request.surfaceId,
-        projectId: request.projectId,
+        projectId: project || request.projectId,
         threadId: request.threadId,
         change: { replace: [] },
         expiry: {},
@@ -158,9 +161,12 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         withLastSeq: true,
       };
       const [row] = await owner.change<SavedRow>(request, async (tx) => {
-        const found = id ? await resumeSession(tx, id) : [];
+        const found = project ? await resumeProject(tx, project) : id ? await resumeSession(tx, id) : [];
         if (found.length > 0) return found;
-        if (request.createIfMissing) return upsertSession(tx, create);
+        if (request.createIfMissing) {
+          return upsertSession(tx, { ...create, recovered: project ? await newestCheckpoint(tx, project) : undefined });
+        }
+        if (project) throw notFound('session');
         throw await whyNotSaved(owner.db, { id, surfaceId: '', projectId: '', threadId: '' });
       });
       call.about.sessionId = row!.id;
@@ -176,6 +182,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
           .map((message) => messageFromRow(message, row!.threadId))
           .reverse(),
         created: row!.created,
+        recoveredFrom: row!.recoveredFrom ?? '',
       };
     },
 
@@ -214,6 +221,11 @@ function checkNamed(request: { sessionId: string; etag: string; requestId: strin
 function checkResume(check: Check, request: ResumeSessionRequest, call: Call): void {
   if (request.target?.$case === 'sessionId') check.uuid('session_id', request.target.value);
   if (request.target?.$case === 'sessionKey') check.text('session_key', request.target.value, 128, 1);
+  if (request.target?.$case === 'resumeProjectId') {
+    const { value } = request.target;
+    check.id('resume_project_id', value);
+    check.that([value, ''].includes(request.projectId), 'project_id', 'not the project that is resumed');
+  }
   check.that(request.target !== undefined || request.createIfMissing, 'target', 'required without create_if_missing');
   check.range('last_n', request.lastN ?? 50, 0, 500);
   if (request.createIfMissing) check.id('surface_id', request.surfaceId);
@@ -225,21 +237,17 @@ function checkResume(check: Check, request: ResumeSessionRequest, call: Call): v
   check.that(!request.anonymous || request.createIfMissing, 'anonymous', 'needs create_if_missing');
 }
 
-/** The call in the name of the user that it is for: the one of the metadata, or one that is minted here. */
-function ownerOf(call: Call, anonymous: boolean): Call {
-  if (call.identity.user) return call;
-  if (!anonymous) throw unauthenticated('IDENTITY_REQUIRED', 'x-user-id is missing');
-  return call.as({ user: `anon-${uuidv7()}` });
-}
-
-/** Which session is meant, '' if none is there, and whose it is. A session key tells both. */
+/** Which session is named, '' if none is, and whose it is. A session key tells both. */
 async function resumed(
   deps: SessionDeps,
   request: ResumeSessionRequest,
   call: Call,
 ): Promise<{ owner: Call; id: string }> {
   const { target } = request;
-  if (target?.$case !== 'sessionKey') return { owner: ownerOf(call, request.anonymous), id: target?.value ?? '' };
+  if (target?.$case !== 'sessionKey') {
+    const id = target?.$case === 'sessionId' ? target.value : '';
+    return { owner: ownerOf(call, request.anonymous), id };
+  }
 
   const found = await findBySessionKey(call.db, hashOf(target.value));
   if (!found) {

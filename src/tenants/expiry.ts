@@ -5,13 +5,15 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ExpiryStats } from '../gen/memory/v1/admin_service.ts';
 
 const BATCH = 1000;
+/** Of sessions, which take along all that their turns left: thousands of rows each. */
+const SESSION_BATCH = 100;
 
 /** How long acknowledged hand-offs, and the tombstones of what was deleted, are kept. */
 const ACKED_DAYS = 7;
 const TOMBSTONE_DAYS = 30;
 
 /** Each kind of thing that goes by itself: its table, and which of its rows are due. */
-const KINDS: { kind: string; table: string; due: string }[] = [
+const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
   { kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },
   {
@@ -21,7 +23,12 @@ const KINDS: { kind: string; table: string; due: string }[] = [
   },
   { kind: 'requests', table: 'requests', due: `create_time <= now() - interval '24 hours'` },
   { kind: 'session_keys', table: 'session_keys', due: 'expire_time <= now()' },
-  { kind: 'sessions', table: 'sessions', due: 'expire_time <= now() and delete_time is null' },
+  {
+    kind: 'sessions',
+    table: 'sessions',
+    due: 'expire_time <= now() and delete_time is null',
+    batch: SESSION_BATCH,
+  },
   { kind: 'tombstones', table: 'sessions', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'threads', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
 ];
@@ -30,10 +37,10 @@ const KINDS: { kind: string; table: string; due: string }[] = [
 // each. Locked rows are skipped; they belong to a call, or to another sweep.
 const SWEEP = query<{ kind: string; n: number }>(`
   with ${KINDS.map(
-    ({ table, due }, i) => `gone_${i} as (
+    ({ table, due, batch = BATCH }, i) => `gone_${i} as (
     delete from ${table}
     where tenant_id = $1 and env = $2 and ctid = any (array(
-      select ctid from ${table} where tenant_id = $1 and env = $2 and ${due} limit ${BATCH} for update skip locked))
+      select ctid from ${table} where tenant_id = $1 and env = $2 and ${due} limit ${batch} for update skip locked))
     returning 1
   )`,
   ).join(', ')}, emptied as (
@@ -71,13 +78,13 @@ export async function sweep(database: Database, signal?: AbortSignal): Promise<M
     );
     const scopes = tenants.flatMap(({ tenantId, envs }) => envs.map((env) => ({ tenant: tenantId, env, user: '' })));
     for (const scope of scopes) {
-      for (let most = BATCH; most >= BATCH; ) {
+      for (let more = true; more; ) {
         signal?.throwIfAborted();
         const counts = await transaction(database, scope, undefined, limits(), { repeatable: true }, (tx) =>
           tx.final(SWEEP),
         );
         for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
-        most = Math.max(0, ...counts.map(({ n }) => n));
+        more = counts.some(({ kind, n }) => n >= (KINDS.find((of) => of.kind === kind)!.batch ?? BATCH));
       }
     }
     if (tenants.length === 0) return total;

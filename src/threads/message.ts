@@ -2,6 +2,7 @@ import { type Message, MessageRole } from '../gen/memory/v1/message.ts';
 import type { Check } from '../rpc/validate.ts';
 
 const CONTENT_BYTES = 256 * 1024;
+const MAX_APPENDED = 100;
 
 /** The fields of a message that a caller sets. */
 export function checkMessage(check: Check, field: string, message: Message): void {
@@ -10,3 +11,43 @@ export function checkMessage(check: Check, field: string, message: Message): voi
   check.struct(`${field}.metadata`, message.metadata);
   check.optionalId(`${field}.tool_call_id`, message.toolCallId);
 }
+
+/** Messages to append in one call. */
+export function checkAppended(check: Check, messages: Message[], min: 0 | 1): void {
+  if (!check.count('messages', messages, MAX_APPENDED, min)) return;
+  const clientIds = new Set<string>();
+  messages.forEach((message, i) => {
+    const field = `messages[${i}].client_id`;
+    checkMessage(check, `messages[${i}]`, message);
+    check.optionalId(field, message.clientId);
+    check.that(!message.clientId || !clientIds.has(message.clientId), field, 'used twice in the request');
+    clientIds.add(message.clientId);
+  });
+}
+
+/** What an append tells of a message: the fields that the caller does not have yet. */
+export function appendedMessage(row: {
+  id: string;
+  threadId: string;
+  seq: number;
+  clientId: string | null;
+  createTime: Message['createTime'];
+}): Message {
+  const { id, threadId, seq, clientId, createTime } = row;
+  return { ...EMPTY, id, threadId, seq, clientId: clientId ?? '', createTime };
+}
+
+const EMPTY: Message = {
+  id: '',
+  threadId: '',
+  sessionId: '',
+  seq: 0,
+  clientId: '',
+  role: MessageRole.UNSPECIFIED,
+  content: '',
+  metadata: undefined,
+  toolCallId: '',
+  forwardedFrom: undefined,
+  createTime: undefined,
+  tokenCount: 0,
+};

@@ -1,28 +1,34 @@
 import { status } from '@grpc/grpc-js';
 import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
+import { ended, fenced, type LeaseState, stateOf } from '../db/lease.ts';
 import { change, json, pointRead, rowFromJson } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
-import { ForwardedFrom, Message, Thread } from '../gen/memory/v1/message.ts';
-import { deleted, invalid, notFound, RpcError } from '../rpc/errors.ts';
+import { ForwardedFrom, Message, MessageRole, Thread } from '../gen/memory/v1/message.ts';
+import { conflict, deleted, invalid, leaseHeld, notFound, RpcError, staleToken } from '../rpc/errors.ts';
 
 /**
  * What a write to a thread moves in the live sessions that point to it, as a CTE. `thread` is the CTE with the written
- * thread's id.
+ * thread's id. A session whose row is locked is left out: who locks it writes it, which moves the same, and may be waiting
+ * for the thread that is locked here.
  */
 export const touchSessions = (thread: string) => `touched as (
     update sessions s
     set last_activity_time = w.at,
       expire_time = case when s.sliding_ttl is null then s.expire_time else w.at + s.sliding_ttl end
-    from (select thread_id, clock_timestamp() as at from ${thread}) w
-    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = w.thread_id
-      and s.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now())
+    from (select thread_id, clock_timestamp() as at from ${thread}) w, lateral (
+      select f.id from sessions f
+      where f.tenant_id = $1 and f.env = $2 and f.user_id = $3 and f.thread_id = w.thread_id
+        and f.end_time is null and f.delete_time is null and (f.expire_time is null or f.expire_time > now())
+      for no key update skip locked
+    ) free
+    where s.tenant_id = $1 and s.env = $2 and s.id = free.id
     returning 1
   )`;
 
-// One statement, so one round trip and one look at the thread row, whose lock makes seq gap-free. The look-up of stored
-// client_ids is LATERAL: as a join it would hash the whole thread.
+// One statement, so one round trip and one look at the thread row, whose lock makes seq gap-free and the fence exact. The
+// look-up of stored client_ids is LATERAL: as a join it would hash the whole thread. A token proves that the thread was there.
 const APPEND = change<AppendedRow>(`
   with session as materialized (
     select thread_id from sessions
@@ -36,7 +42,7 @@ const APPEND = change<AppendedRow>(`
     where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = target.thread_id and t.delete_time is null
   ), input as materialized (
     select e.ord, (v ->> 'id')::uuid as id, v ->> 'clientId' as client_id, (v ->> 'role')::smallint as role,
-      v ->> 'content' as content, v -> 'metadata' as metadata, v ->> 'toolCallId' as tool_call_id,
+      v ->> 'content' as content, v -> 'metadata' as metadata, v ->> 'toolCallId' as tool_call_id, (v ->> 'tokens')::int as token_count,
       m.id as stored_id, m.seq as stored_seq, m.create_time as stored_time,
       (m.role, m.content, m.metadata, m.tool_call_id) is distinct from
         ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId') as differs
@@ -53,14 +59,15 @@ const APPEND = change<AppendedRow>(`
     select $1, $2, $3, target.thread_id, $14::uuid, f.n, f.n, f.at, f.at
     from target, (select count(*) as n, clock_timestamp() as at from fresh) f
     where not exists (select from input where stored_id is not null and differs)
+      and ($15::bigint = 0 or exists (select from known))
     on conflict (tenant_id, env, user_id, thread_id) do update
       set last_seq = t.last_seq + excluded.last_seq, revision = t.revision + excluded.revision,
         update_time = case when excluded.last_seq = 0 then t.update_time else greatest(t.update_time, excluded.update_time) end
-      where t.delete_time is null
+      where t.delete_time is null and ${fenced('t', '$15', '$16::boolean', 'excluded.update_time')}
     returning t.thread_id, t.thread_uid, t.last_seq - (select count(*) from fresh) as base
   ), inserted as (
-    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, session_id, client_id, role, content, metadata, tool_call_id, create_time)
-    select $1, $2, t.thread_uid, t.base + f.n, f.id, $3, $13::uuid, f.client_id, f.role, f.content, f.metadata, f.tool_call_id, clock_timestamp()
+    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, session_id, client_id, role, content, metadata, tool_call_id, token_count, create_time)
+    select $1, $2, t.thread_uid, t.base + f.n, f.id, $3, $13::uuid, f.client_id, f.role, f.content, f.metadata, f.tool_call_id, f.token_count, clock_timestamp()
     from thread t, fresh f
     order by f.n
     returning id, seq, create_time
@@ -76,7 +83,7 @@ const APPEND = change<AppendedRow>(`
   })}, ${requested('result')}
   select * from result`);
 
-interface AppendedRow {
+export interface AppendedRow {
   id: string;
   threadId: string;
   seq: number;
@@ -86,18 +93,25 @@ interface AppendedRow {
   fresh: boolean;
 }
 
-const WHY_NOT_APPENDED = pointRead<{
+interface WhyNotAppended extends LeaseState {
   sessionThread: string | null;
   sessionGone: boolean;
   sessionDeleted: boolean;
   sessionEnded: boolean;
   threadDeleted: boolean;
-  seen: boolean;
-}>(`
+  admitted: boolean;
+  reused: boolean;
+}
+
+const WHY_NOT_APPENDED = pointRead<WhyNotAppended>(`
   select s.thread_id as session_thread, s.id is null or coalesce(s.expire_time <= now(), false) as session_gone,
     s.delete_time is not null as session_deleted, s.end_time is not null as session_ended,
     t.delete_time is not null as thread_deleted,
-    exists (select from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = any ($6::text[])) as seen
+    ${fenced('t', '$7::bigint', '$8::boolean', 'clock_timestamp()')} as admitted, ${stateOf('t')}, exists (
+      select from jsonb_array_elements($6::jsonb) v
+      join messages m on m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = v ->> 'clientId'
+      where (m.role, m.content, m.metadata, m.tool_call_id) is distinct from
+        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId')) as reused
   from (select) one
   left join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $5::uuid
   left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = coalesce(nullif($4::text, ''), s.thread_id)`);
@@ -106,42 +120,60 @@ export interface Append {
   threadId: string;
   sessionId: string;
   messages: Message[];
+  /** Of each message, as this service counted it. */
+  tokenCounts: number[];
+  /** 0 for none. */
+  fencingToken: number;
 }
 
-/** Appends messages, all or none. Gives no rows if it refused: see {@link whyNotAppended}. */
-export async function appendMessages(tx: TenantTx, append: Append): Promise<AppendedRow[]> {
-  const input = append.messages.map(({ clientId, role, content, metadata, toolCallId }) => ({
+/** Each message as the statements read it. */
+const inputOf = (messages: Message[], tokenCounts: number[] = []) =>
+  messages.map(({ clientId, role, content, metadata, toolCallId }, i) => ({
     id: uuidv7(),
     ...(clientId && { clientId }),
     role,
     content,
     ...(metadata && { metadata }),
     toolCallId,
+    tokens: tokenCounts[i],
   }));
-  return tx.final(APPEND, [append.threadId, json(input), append.sessionId || null, uuidv7()]);
+
+/** People type while a model answers: what only they say needs no turn. */
+const onlyHuman = ({ messages }: Append) => messages.every((message) => message.role === MessageRole.HUMAN);
+
+/** Appends messages, all or none. Gives no rows if it refused: see {@link whyNotAppended}. */
+export async function appendMessages(tx: TenantTx, append: Append): Promise<AppendedRow[]> {
+  const { threadId, sessionId, messages, tokenCounts, fencingToken } = append;
+  const input = json(inputOf(messages, tokenCounts));
+  return tx.final(APPEND, [threadId, input, sessionId || null, uuidv7(), fencingToken, onlyHuman(append)]);
 }
 
 export async function whyNotAppended(db: TenantDb, append: Append): Promise<RpcError> {
-  const clientIds = append.messages.map((message) => message.clientId).filter(Boolean);
-  const [why] = await db.query(WHY_NOT_APPENDED, [append.threadId, append.sessionId || null, clientIds]);
-  if (append.sessionId) {
+  const { threadId, sessionId, fencingToken } = append;
+  const named = json(inputOf(append.messages.filter((message) => message.clientId)));
+  const values = [threadId, sessionId || null, named, fencingToken, onlyHuman(append)];
+  const [why] = await db.query(WHY_NOT_APPENDED, values);
+  if (sessionId) {
     if (why!.sessionDeleted) return deleted('session');
     if (why!.sessionGone) return notFound('session');
     if (why!.sessionEnded) return sessionEnded();
-    if (append.threadId && append.threadId !== why!.sessionThread) {
+    if (threadId && threadId !== why!.sessionThread) {
       return invalid([{ field: 'thread_id', description: "not the session's thread" }]);
     }
   }
   if (why!.threadDeleted) return deleted('thread');
-  if (why!.seen) {
+  if (!why!.admitted) return fencingToken ? staleToken() : turnHeld(why!);
+  if (why!.reused) {
     return new RpcError(
       status.ALREADY_EXISTS,
       'CLIENT_ID_REUSED',
       'a client_id was used for a message with other content',
     );
   }
-  return new RpcError(status.ABORTED, 'CONFLICT', 'the thread changed at the same time', { retryAfterMs: 10 });
+  return conflict('the thread changed at the same time');
 }
+
+export const turnHeld = (lease: LeaseState) => leaseHeld('TURN_HELD', "the thread's turn", lease);
 
 export const sessionEnded = () => new RpcError(status.FAILED_PRECONDITION, 'SESSION_ENDED', 'the session has ended');
 
@@ -149,7 +181,7 @@ export const sessionEnded = () => new RpcError(status.FAILED_PRECONDITION, 'SESS
 // is told without reading the value, and rows past 1 MiB are never read: 500 messages may hold 128 MiB.
 const page = (compare: '<' | '>', order: 'desc' | 'asc') =>
   pointRead<MessageRow>(`
-  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, m.byte_size
+  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.token_count, m.forwarded_from, m.create_time, m.byte_size
   from (
     select m.*, sum(byte_size) over (order by seq ${order} rows unbounded preceding) as running
     from (
@@ -175,6 +207,8 @@ export interface MessageRow {
   content: string;
   metadata: Message['metadata'] | null;
   toolCallId: string;
+  /** Null if it was stored before tokens were counted. */
+  tokenCount: number | null;
   forwardedFrom: Record<string, unknown> | null;
   createTime: Timestamp;
   byteSize: number;
@@ -198,12 +232,13 @@ export function messageFromRow(row: Omit<MessageRow, 'byteSize'>, threadId: stri
     sessionId: row.sessionId ?? '',
     clientId: row.clientId ?? '',
     metadata: row.metadata ?? undefined,
+    tokenCount: row.tokenCount ?? 0,
     forwardedFrom: row.forwardedFrom ? ForwardedFrom.fromPartial(rowFromJson(row.forwardedFrom)) : undefined,
   });
 }
 
 const GET = pointRead<Omit<MessageRow, 'byteSize'> & { threadId: string }>(`
-  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.forwarded_from, m.create_time, t.thread_id
+  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.token_count, m.forwarded_from, m.create_time, t.thread_id
   from messages m
   join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null
   where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = $4::uuid`);
@@ -265,7 +300,7 @@ export const QUEUE_DROPPED = `queued as (
 
 const DELETE = change<{ threadId: string }>(`
   with dropped as (
-    update threads set delete_time = clock_timestamp(), revision = revision + 1
+    update threads set delete_time = clock_timestamp(), revision = revision + 1, ${ended('threads')}
     where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $11 and delete_time is null
     returning thread_id, thread_uid, delete_time
   ), ${QUEUE_DROPPED}, ${audited('threads.delete', 'dropped', { resource: `'threads/' || thread_id` })}, ${requested('dropped')}

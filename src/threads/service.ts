@@ -1,9 +1,9 @@
 import type { ConversationServiceService } from '../gen/memory/v1/conversation_service.ts';
-import { type Message, MessageRole } from '../gen/memory/v1/message.ts';
 import { notFound } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
-import { checkMessage } from './message.ts';
+import { contentTokens } from '../tokens/counter.ts';
+import { appendedMessage, checkAppended } from './message.ts';
 import {
   appendMessages,
   deleteThread,
@@ -15,38 +15,29 @@ import {
   whyNotAppended,
 } from './repository.ts';
 
-const MAX_APPENDED = 100;
-
-export const conversationHandlers: Handlers<typeof ConversationServiceService> = {
+export const conversationHandlers: Pick<
+  Handlers<typeof ConversationServiceService>,
+  'appendMessages' | 'listMessages' | 'getMessage' | 'listThreads' | 'deleteThread'
+> = {
   async appendMessages(request, call) {
     const check = new Check();
     check.that(Boolean(request.threadId || request.sessionId), 'thread_id', 'required, unless session_id is given');
     check.optionalId('thread_id', request.threadId);
     check.optionalUuid('session_id', request.sessionId);
     check.optionalUuid('request_id', request.requestId);
-    const clientIds = new Set<string>();
-    if (check.count('messages', request.messages, MAX_APPENDED, 1)) {
-      request.messages.forEach((message, i) => {
-        checkMessage(check, `messages[${i}]`, message);
-        check.optionalId(`messages[${i}].client_id`, message.clientId);
-        check.that(
-          !message.clientId || !clientIds.has(message.clientId),
-          `messages[${i}].client_id`,
-          'used twice in the request',
-        );
-        clientIds.add(message.clientId);
-      });
-    }
+    check.seq('fencing_token', request.fencingToken);
+    checkAppended(check, request.messages, 1);
     check.done();
 
+    const append = { ...request, tokenCounts: await contentTokens(request.messages) };
     const rows = await call.change(request, async (tx) => {
-      const appended = await appendMessages(tx, request);
-      if (appended.length === 0) throw await whyNotAppended(call.db, request);
+      const appended = await appendMessages(tx, append);
+      if (appended.length === 0) throw await whyNotAppended(call.db, append);
       return appended;
     });
     call.about.threadId = rows[0]!.threadId;
     call.count('created', 'messages', rows.filter((row) => row.fresh).length);
-    return { messages: rows.map((row) => appendedMessage(row)) };
+    return { messages: rows.map(appendedMessage) };
   },
 
   async listMessages(request, call) {
@@ -107,29 +98,4 @@ export const conversationHandlers: Handlers<typeof ConversationServiceService> =
     });
     return {};
   },
-};
-
-function appendedMessage(row: {
-  id: string;
-  threadId: string;
-  seq: number;
-  clientId: string | null;
-  createTime: Message['createTime'];
-}): Message {
-  const { id, threadId, seq, clientId, createTime } = row;
-  return { ...EMPTY, id, threadId, seq, clientId: clientId ?? '', createTime };
-}
-
-const EMPTY: Message = {
-  id: '',
-  threadId: '',
-  sessionId: '',
-  seq: 0,
-  clientId: '',
-  role: MessageRole.UNSPECIFIED,
-  content: '',
-  metadata: undefined,
-  toolCallId: '',
-  forwardedFrom: undefined,
-  createTime: undefined,
 };

@@ -1,0 +1,216 @@
+import { v7 as uuidv7 } from 'uuid';
+import { checkEntries } from '../contexts/context.ts';
+import { checkContextOptions, readContext } from '../contexts/context-service.ts';
+import { appendEntries } from '../contexts/repository.ts';
+import { finisher } from '../db/change.ts';
+import type { TenantTx } from '../db/transaction.ts';
+import type {
+  BeginTurnRequest,
+  CommitTurnRequest,
+  ConversationServiceService,
+} from '../gen/memory/v1/conversation_service.ts';
+import { UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
+import type { Access } from '../rpc/access.ts';
+import type { Call } from '../rpc/context.ts';
+import { deleted, invalid, notFound } from '../rpc/errors.ts';
+import type { Handlers } from '../rpc/implement.ts';
+import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
+import { applyPiiPolicy, changeOf, checkSummaries, checkUpsert } from '../sessions/change.ts';
+import { ownerOf } from '../sessions/owner.ts';
+import { type SavedRow, sessionFromRow, type Upsert, upsertSession, whyNotSaved } from '../sessions/repository.ts';
+import { appendedMessage, checkAppended } from '../threads/message.ts';
+import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
+import { contentTokens } from '../tokens/counter.ts';
+import { checkCalls, insertCalls } from './calls.ts';
+import {
+  acquireTurn,
+  checkLeaseTtl,
+  type LeaseRow,
+  leaseFromRow,
+  releaseTurn,
+  requireFence,
+  whyNotAcquired,
+} from './leases.ts';
+import { checkTurn, recordOf } from './record.ts';
+import { findMessages, recordTurn, type TurnRow, turnFromRow } from './repository.ts';
+
+export const turnAccess: Record<string, Access> = { beginTurn: { userOptional: true } };
+
+const finishBegin = finisher('turns.begin');
+const finishCommit = finisher('turns.commit');
+
+interface Begun extends SavedRow {
+  lease: LeaseRow;
+  appended: AppendedRow[];
+}
+
+interface Committed {
+  id: string;
+  threadId: string;
+  revision: number;
+  appended: AppendedRow[];
+  turn: TurnRow | null;
+  /** The session was deleted since: only a replay tells. */
+  gone?: true;
+}
+
+export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'beginTurn' | 'commitTurn'> = {
+  async beginTurn(request, call) {
+    checkBegin(request, call);
+    const owner = ownerOf(call, request.anonymous);
+    const upsert = upsertOf(call, UpsertSessionRequest.fromPartial({ session: request.session }), request.anonymous);
+    const { messages } = request;
+    const tokenCounts = await contentTokens(messages);
+
+    const [begun] = await owner.change<Begun>(request, async (tx) => {
+      const saved = await save(tx, upsert);
+      const { id, threadId } = saved;
+      const lease = await acquireTurn(tx.step, threadId, request.holder, request.leaseTtl);
+      if (!lease) throw await whyNotAcquired(tx.step, threadId);
+      const appended = await append(tx, {
+        threadId,
+        sessionId: id,
+        messages,
+        tokenCounts,
+        fencingToken: lease.fencingToken,
+      });
+      const about = { resource: `sessions/${id}`, sessionId: id, metadata: { holder: request.holder } };
+      return finishBegin(tx, about, { ...saved, lease, appended });
+    });
+    if (begun!.gone) throw deleted('session');
+    const { lease, appended, ...row } = begun!;
+    Object.assign(call.about, { sessionId: row.id, threadId: row.threadId });
+    return {
+      session: sessionFromRow(row),
+      sessionCreated: row.created,
+      lease: leaseFromRow(lease),
+      messages: appended.map(appendedMessage),
+      context: request.context && (await readContext(owner, row.id, request.context)),
+    };
+  },
+
+  async commitTurn(request, call) {
+    checkCommit(request);
+    const { sessionId, fencingToken } = request;
+    const patch = {
+      id: sessionId,
+      state: request.statePatch,
+      summaryRefs: request.summaries,
+      etag: request.expectedEtag,
+    };
+    const upsert = upsertOf(call, UpsertSessionRequest.fromPartial({ session: patch }), false, asPatch);
+    const { messages } = request;
+    const tokenCounts = await contentTokens(messages);
+    const record = request.turn && recordOf(request.turn); // takes CPU, so not while a connection is held
+
+    const [committed] = await call.change<Committed>(request, async (tx) => {
+      const { threadId, projectId, revision } = await save(tx, upsert);
+      await requireFence(tx.step, threadId, fencingToken);
+      const appended = await append(tx, { threadId, sessionId, messages, tokenCounts, fencingToken });
+      const seqs = [...appended.map((message) => message.seq), ...(await seqsOf(tx, threadId, request.messageIds))];
+      const turnId = uuidv7();
+      const turn = await recordTurn(tx.step, {
+        sessionId,
+        turnId,
+        checkpointId: uuidv7(),
+        record,
+        firstSeq: seqs.length > 0 ? Math.min(...seqs) : 0,
+        lastSeq: Math.max(0, ...seqs),
+      });
+      if (request.contextEntries.length > 0) await appendEntries(tx.step, sessionId, request.contextEntries);
+      await insertCalls(tx.step, { sessionId, turnId: turn ? turnId : null, projectId }, request);
+      if (request.release) await releaseTurn(tx.step, threadId, fencingToken);
+      const metadata = { messages: appended.length, entries: request.contextEntries.length, released: request.release };
+      const about = { resource: `sessions/${sessionId}`, sessionId, metadata };
+      return finishCommit(tx, about, { id: sessionId, threadId, revision, appended, turn: turn ?? null });
+    });
+    if (committed!.gone) throw deleted('session');
+    call.about.threadId = committed!.threadId;
+    const { appended, turn, revision } = committed!;
+    return {
+      messages: appended.map(appendedMessage),
+      turn: turn ? turnFromRow(turn) : undefined,
+      sessionEtag: etagOf(revision),
+    };
+  },
+};
+
+async function save(tx: TenantTx, upsert: Upsert): Promise<SavedRow> {
+  const [saved] = await upsertSession(tx.step, upsert);
+  if (!saved) throw await whyNotSaved(tx.step, upsert);
+  return saved;
+}
+
+async function append(tx: TenantTx, messages: Append): Promise<AppendedRow[]> {
+  if (messages.messages.length === 0) return [];
+  const appended = await appendMessages(tx.step, messages);
+  if (appended.length === 0) throw await whyNotAppended(tx.step, messages);
+  return appended;
+}
+
+/** The field of a turn's request that stands for one of a session. */
+const asPatch = (field: string) =>
+  field.replace(/^session\.state/, 'state_patch').replace(/^session\.summary_refs/, 'summaries');
+
+/** The seqs of the named messages, which must all be in the thread. */
+async function seqsOf(tx: TenantTx, threadId: string, messageIds: string[]): Promise<number[]> {
+  if (messageIds.length === 0) return [];
+  const found = await findMessages(tx.step, threadId, messageIds);
+  if (found.length < new Set(messageIds.map((id) => id.toLowerCase())).size) throw notFound('message');
+  return found.map((message) => message.seq);
+}
+
+/** The request's session as an upsert of it would be, under the tenant's policy. */
+function upsertOf(
+  call: Call,
+  request: UpsertSessionRequest,
+  anonymous: boolean,
+  named = (field: string) => field,
+): Upsert {
+  const session = request.session!;
+  const change = changeOf(request);
+  const violations = applyPiiPolicy(change, call.identity.membership.pii);
+  if (violations.length > 0) throw invalid(violations.map((found) => ({ ...found, field: named(found.field) })));
+  const { id, surfaceId, projectId, threadId, etag } = session;
+  return {
+    id,
+    surfaceId,
+    projectId,
+    threadId,
+    change,
+    expiry: {},
+    revision: revisionOf(etag),
+    anonymous,
+    revokeKeys: false,
+  };
+}
+
+function checkBegin(request: BeginTurnRequest, call: Call): void {
+  const check = new Check();
+  checkUpsert(check, UpsertSessionRequest.fromPartial({ session: request.session, requestId: request.requestId }));
+  check.that(!(request.anonymous && call.identity.user), 'anonymous', 'the metadata names a user');
+  check.that(!(request.anonymous && request.session?.id), 'anonymous', 'names a session that exists');
+  check.id('holder', request.holder);
+  checkLeaseTtl(check, 'lease_ttl', request.leaseTtl);
+  checkAppended(check, request.messages, 0);
+  checkContextOptions(check, 'context', request.context);
+  check.done();
+}
+
+function checkCommit(request: CommitTurnRequest): void {
+  const check = new Check();
+  check.uuid('session_id', request.sessionId);
+  check.fencingToken('fencing_token', request.fencingToken);
+  checkAppended(check, request.messages, 0);
+  if (check.count('message_ids', request.messageIds, 100)) {
+    request.messageIds.forEach((id, i) => check.uuid(`message_ids[${i}]`, id));
+  }
+  if (request.turn) checkTurn(check, 'turn', request.turn);
+  check.struct('state_patch', request.statePatch);
+  checkEntries(check, 'context_entries', request.contextEntries);
+  checkCalls(check, request);
+  check.etag('expected_etag', request.expectedEtag);
+  check.optionalUuid('request_id', request.requestId);
+  checkSummaries(check, 'summaries', request.summaries);
+  check.done();
+}

@@ -22,7 +22,7 @@ export function workOverPg(connectionString: string, subjects: Subjects): Work {
     const { name, text } = statement;
     return (await pool.query({ name, text, values: [...leading(statement, scope, stamp), ...values] })).rows;
   };
-  const tx: TenantTx = { scope, query: run, final: run };
+  const tx = { scope, query: run, final: run } as TenantTx;
 
   const gets = subjects.readSessions.map((id) => captured((db) => getSession(db, id)));
   const list = captured((db) =>
@@ -32,7 +32,9 @@ export function workOverPg(connectionString: string, subjects: Subjects): Work {
     GetSession: (caller) => some(run(...gets[caller]!)),
     UpsertSession: (caller) => some(upsertSession(tx, upsertOf(subjects.writtenSessions[caller]!))),
     AppendMessages: (caller) =>
-      some(appendMessages(tx, { ...appendMessage(subjects.writtenThreads[caller]!), sessionId: '' })),
+      some(
+        appendMessages(tx, { ...appendMessage(subjects.writtenThreads[caller]!), sessionId: '', tokenCounts: [110] }),
+      ),
     ListMessages: () => some(run(...list)),
   };
 }
@@ -49,7 +51,7 @@ function captured(begin: (db: TenantTx) => Promise<unknown>): [Statement<any>, V
     call = [statement, values];
     return new Promise(() => {}); // it never goes on
   };
-  void begin({ scope: { tenant: '', env: '', user: '' }, query, final: query });
+  void begin({ scope: { tenant: '', env: '', user: '' }, query, final: query } as unknown as TenantTx);
   return call!;
 }
 

@@ -96,7 +96,30 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   same('the messages', pick('content', listed.messages), [question.content, answer.content]);
   say('ListMessages', contents(listed.messages));
 
-  const selection = { lastN: 2 };
+  const next = { role: 'MESSAGE_ROLE_HUMAN', content: 'And who forwards it?' };
+  const begun = await ok(`${CONVERSATION}/BeginTurn`, {
+    session: { id: session.id },
+    holder: 'tour',
+    messages: [next],
+    context: { maxTokens: 1000 },
+    requestId: randomUUID(),
+  });
+  same('the context', pick('content', begun.context.messages), [question.content, answer.content, next.content]);
+  say('BeginTurn', `took the turn, appended a question, got a context of ${begun.context.tokenCount} tokens`);
+
+  const committed = await ok(`${CONVERSATION}/CommitTurn`, {
+    sessionId: session.id,
+    fencingToken: begun.lease.fencingToken,
+    messages: [{ role: 'MESSAGE_ROLE_ASSISTANT', content: 'You do.' }],
+    turn: { query: next.content, response: 'You do.' },
+    statePatch: { step: 2 },
+    release: true,
+    requestId: randomUUID(),
+  });
+  same('the seqs', pick('seq', committed.messages), ['4']);
+  say('CommitTurn', 'appended the answer, recorded the turn, patched the state, gave the turn back');
+
+  const selection = { messageIds: { ids: pick('id', appended.messages) } };
   const { bundle } = await ok(`${MEMORY}/SaveBundle`, { sourceThreadId: threadId, selection, requestId: randomUUID() });
   same('the number of messages', bundle.messageCount, 2);
   say('SaveBundle', `bundle ${short(bundle.id)} of ${bundle.messageCount} messages`);

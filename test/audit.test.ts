@@ -89,6 +89,11 @@ describe('audit', () => {
       resource: 'threads/s',
       sessionId: id,
     }));
+    const ofThread = (action: string) => () => ({ action, resource: 'threads/s' });
+    const { lease } = await change(conversation.acquireTurn, { threadId: 's', holder: 'a' }, ofThread('turns.acquire'));
+    const turn = { threadId: 's', fencingToken: lease!.fencingToken };
+    await change(conversation.renewTurn, turn, ofThread('turns.renew'));
+    await change(conversation.releaseTurn, turn, ofThread('turns.release'));
     await change(memory.saveBundle, { sourceThreadId: 's', selection: lastN }, (r) => ({
       action: 'bundles.save',
       resource: `bundles/${r.bundle!.id}`,

@@ -5,7 +5,7 @@ import { type Callers, startCallers } from './fixtures/callers.ts';
 import { PROBES } from './fixtures/probes.ts';
 import { RPCS } from './fixtures/rpcs.ts';
 import { type Leaf, leavesOf } from './fixtures/schema.ts';
-import { type Bytes, mask, nested, struct, text, time, value, varint } from './fixtures/wire.ts';
+import { type Bytes, double, mask, nested, struct, text, time, value, varint } from './fixtures/wire.ts';
 
 interface Bad {
   what: string;
@@ -125,12 +125,14 @@ function casesOf({ kind, comment, input, repeated, lastNumber, path }: Leaf): { 
         bad('-2^63', varint(-(2n ** 63n)), true),
       );
       if (input) wrong.push(bad('-1', varint(-1)));
-      if (input) right.push(bad('0', varint(0)));
+      if (input) (required ? wrong : right).push(bad('0', varint(0)));
       break;
     case 'int32': {
       if (!input) break;
       wrong.push(bad('-1', varint(-1)), bad('-2^31', varint(-(2 ** 31))));
-      const most = Number(/at most (\d+)/.exec(comment)?.[1] ?? /\d to (\d+)/.exec(comment)?.[1]);
+      const most = Number(
+        (/at most ([\d,]+)/.exec(comment) ?? /\d to ([\d,]+)/.exec(comment))?.[1]?.replaceAll(',', ''),
+      );
       expect(most, `${path} says how many`).to.be.greaterThan(0);
       // A page may be asked to be larger than it gets.
       (path === 'page_size' ? right : wrong).push(
@@ -138,6 +140,22 @@ function casesOf({ kind, comment, input, repeated, lastNumber, path }: Leaf): { 
         bad('one too many', varint(most + 1)),
       );
       right.push(bad('the most', varint(most)));
+      break;
+    }
+    case 'double': {
+      if (!input) break;
+      const range = /from (\d+) to (\d+)/.exec(comment);
+      expect(range, `${path} says from what to what`).to.not.equal(null);
+      const [least, most] = [Number(range![1]), Number(range![2])];
+      for (const number of [
+        least - 0.001,
+        most + 0.001,
+        Number.NaN,
+        Number.POSITIVE_INFINITY,
+        Number.NEGATIVE_INFINITY,
+      ])
+        wrong.push(bad(`${number}`, double(number)));
+      for (const number of [least, most, (least + most) / 2]) right.push(bad(`${number}`, double(number)));
       break;
     }
     case 'enum':

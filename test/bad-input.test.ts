@@ -80,6 +80,7 @@ describe('bad input', () => {
       ['MemoryService/SaveBundle', { sourceThreadId: 't', selection: {} }, 'selection'],
       ['MemoryService/ResumeSession', {}, 'target'],
       ['MemoryService/UpsertSession', {}, 'session'],
+      ['MemoryService/AppendSessionContext', { entries: [{}] }, 'entries[0].entry'],
       ['AdminService/CreateTenant', {}, 'tenant'],
       ['ConversationService/AppendMessages', { threadId: 't' }, 'messages'],
     ];

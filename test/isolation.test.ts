@@ -6,7 +6,7 @@ import type { RunningServer } from '../src/server.ts';
 import { type Answer, addMembers, ask, comparable, dump, expectNothingOf } from './fixtures/answers.ts';
 import { type Marks, type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
 import { type Access, type Names, namesOfNothing, PROBES } from './fixtures/probes.ts';
-import { LISTS, REFUSALS } from './fixtures/refusals.ts';
+import { listsOf, REFUSALS } from './fixtures/refusals.ts';
 import { RPCS, rpcNamed } from './fixtures/rpcs.ts';
 import {
   type Clients,
@@ -72,7 +72,7 @@ describe('isolation', () => {
     for (const name of names) expect(PROBES[name]!.probes, name).to.not.be.empty;
     const mutating = RPCS.filter((rpc) => rpc.mutating).map((rpc) => rpc.name);
     expect([...victim.changed].sort(), 'plant something with each').to.deep.equal(mutating.sort());
-    expect(Object.keys(LISTS).sort()).to.deep.equal(
+    expect(Object.keys(listsOf('')).sort()).to.deep.equal(
       RPCS.filter((rpc) => rpc.paged)
         .map((rpc) => rpc.name)
         .sort(),
@@ -254,7 +254,7 @@ describe('isolation', () => {
 
   it("refuses another's page token, as one that was never given out", async () => {
     const tokens = new Map<string, string>();
-    for (const [name, { headers, args }] of Object.entries(LISTS)) {
+    for (const [name, { headers, args }] of Object.entries(listsOf(victim.turningSessionId))) {
       const { response } = await ask(client, rpcNamed(name), { ...args, pageSize: 1 }, victim.headers[headers]);
       expect(response?.nextPageToken, name).to.be.a('string').and.not.equal('');
       tokens.set(name, response.nextPageToken);
@@ -266,7 +266,7 @@ describe('isolation', () => {
       );
       expect(next.code, name).to.equal(OK);
     }
-    for (const [name, { headers, args, other }] of Object.entries(LISTS)) {
+    for (const [name, { headers, args, other }] of Object.entries(listsOf(victim.turningSessionId))) {
       const token = tokens.get(name)!;
       const uses: [string, object, string, Metadata][] = [];
       if (headers !== 'operator')

@@ -225,11 +225,15 @@ describe('transaction', () => {
     );
     for (const user of ['a', 'b']) await put(user);
     let attempts = 0;
+    let meet = () => {};
+    const met = new Promise<void>((resolve) => {
+      meet = resolve;
+    });
     const both = (first: string, second: string) =>
       transaction(database, scope, stamp(), limits(), { repeatable: false }, async (tx) => {
-        attempts++;
         await tx.query(lock, [first]);
-        await new Promise((resolve) => setTimeout(resolve, 50));
+        if (++attempts === 2) meet(); // each holds one row, and waits for the other's
+        await met;
         return tx.final(lock, [second]);
       });
     await Promise.all([both('a', 'b'), both('b', 'a')]);

@@ -29,10 +29,9 @@ import {
   resumeSession,
   type SavedRow,
   sessionFromRow,
-  type Upsert,
-  upsertSession,
   whyNotSaved,
 } from './repository.ts';
+import { type Upsert, upsertSession } from './upsert.ts';
 
 export interface SessionDeps {
   keyring: Keyring;

@@ -10,6 +10,7 @@ import type {
   ConversationServiceService,
 } from '../gen/memory/v1/conversation_service.ts';
 import { UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
+import { Session } from '../gen/memory/v1/session.ts';
 import type { Access } from '../rpc/access.ts';
 import type { Call } from '../rpc/context.ts';
 import { deleted, invalid, notFound } from '../rpc/errors.ts';
@@ -17,7 +18,8 @@ import type { Handlers } from '../rpc/implement.ts';
 import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
 import { applyPiiPolicy, changeOf, checkSummaries, checkUpsert } from '../sessions/change.ts';
 import { ownerOf } from '../sessions/owner.ts';
-import { type SavedRow, sessionFromRow, type Upsert, upsertSession, whyNotSaved } from '../sessions/repository.ts';
+import { type SavedRow, sessionFromRow, whyNotSaved } from '../sessions/repository.ts';
+import { type Upsert, upsertSession } from '../sessions/upsert.ts';
 import { appendedMessage, checkAppended } from '../threads/message.ts';
 import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
@@ -80,12 +82,13 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
     if (begun!.gone) throw deleted('session');
     const { lease, appended, ...row } = begun!;
     Object.assign(call.about, { sessionId: row.id, threadId: row.threadId });
+    const session = sessionFromRow(row);
     return {
-      session: sessionFromRow(row),
+      session,
       sessionCreated: row.created,
       lease: leaseFromRow(lease),
       messages: appended.map(appendedMessage),
-      context: request.context && (await readContext(owner, row.id, request.context)),
+      context: request.context && (await readContext(owner, row.id, request.context, sizeOf(session))),
     };
   },
 
@@ -134,6 +137,8 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
     };
   },
 };
+
+const sizeOf = (session: Session) => Session.encode(session).finish().length;
 
 async function save(tx: TenantTx, upsert: Upsert): Promise<SavedRow> {
   const [saved] = await upsertSession(tx.step, upsert);

@@ -354,7 +354,7 @@ export interface ListBundlesResponse {
 export interface PullHandoffsRequest {
   /** Required. The destination: `[a-z0-9][a-z0-9-]{0,62}`. */
   destination: string;
-  /** Optional. At most this many, 10 if 0, at most 100. A response also ends at 3 MiB. */
+  /** Optional. At most this many, 10 if 0, at most 100. A response also ends at 1 MiB, but holds at least one. */
   maxHandoffs: number;
   /** Optional. How long the lease holds, 1 second to 1 hour. 60 seconds if left out. */
   lease:

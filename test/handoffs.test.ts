@@ -181,7 +181,7 @@ describe('hand-offs', () => {
     expect(await pull()).to.have.length(1);
   });
 
-  it('end a pull at 3 MiB', async () => {
+  it('end a pull where they fill a response', async () => {
     for (let i = 0; i < 8; i++) {
       const messages = Array.from({ length: 4 }, () => ({
         role: MessageRole.HUMAN,

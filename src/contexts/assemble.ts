@@ -66,17 +66,20 @@ export function assemble(material: Material, limits: Limits): Plan {
 
   const covered = (kept: boolean[] = coverage.map(() => true)) =>
     short ? Math.max(0, ...coverage.filter((_, i) => kept[i])) : 0;
-  // What the messages need depends on the summary that stands for some of them, and it on what they leave.
+  // What the messages need depends on the summaries that stand for some of them, and these on what the messages leave.
   let through = covered();
-  let others = takeInOrder(material, limits, room, neededBy(material, limits, through, room));
-  if (covered(others.kept.get(SUMMARIES)) < through) {
-    through = covered(others.kept.get(SUMMARIES));
-    others = takeInOrder(material, limits, room, neededBy(material, limits, through, room));
-    through = covered(others.kept.get(SUMMARIES));
+  for (;;) {
+    const others = takeInOrder(material, limits, room, neededBy(material, limits, through, room));
+    const stood = covered(others.kept.get(SUMMARIES) ?? []);
+    if (stood >= through) return withMessages(others, messages, limits, stood);
+    through = stood; // so the messages need more
   }
+}
 
-  const plan: Plan = { ...others, keptMessages: 0 };
-  if (messages) takeMessages(plan, messages, limits, others.left, through);
+function withMessages(others: Others, messages: Material['messages'], limits: Limits, through: number): Plan {
+  const { left, ...kept } = others;
+  const plan: Plan = { ...kept, keptMessages: 0 };
+  if (messages) takeMessages(plan, messages, limits, left, through);
   plan.truncated.sort((a, b) => a.section - b.section || REASONS.indexOf(a.reason) - REASONS.indexOf(b.reason));
   return plan;
 }
@@ -85,9 +88,9 @@ const budgetOf = (limits: Limits, section: ContextSection) => limits.budgets.get
 
 /** Whether something has to be left out for want of room. */
 function isShort({ items, messages }: Material, limits: Limits, room: Cost): boolean {
+  if (!messages) return false;
   const sums = [...items].map(([section, costs]) => ({ ...total(costs), budget: budgetOf(limits, section) }));
   const wanted = total(sums.map(({ tokens, bytes, budget }) => ({ tokens: Math.min(tokens, budget), bytes })));
-  if (!messages) return false;
   const { costs, firstSeq } = messages;
   const sum = total(costs);
   const more = costs.some(({ unread }) => unread) || (!limits.lastN && (costs.at(-1)?.seq ?? firstSeq) > firstSeq);

@@ -37,6 +37,9 @@ const sizeOf = (texts: string[]) => texts.reduce((sum, text) => sum + text.lengt
 /**
  * Counts tokens in a thread of its own, which takes about 100 MB and 150 ms to load: so it is not started
  * before the first call. There is one batch under way at a time, and what arrives meanwhile makes up the next one.
+ *
+ * Side by side with no counting an append of 400 characters took 0.1 ms longer (of 0.8) from one caller, and 20 µs more CPU
+ * (of 140) from 64; one of 20 messages of 2,000 characters 0.9 ms more CPU, in the thread.
  */
 export function createTokenCounter(): TokenCounter {
   let worker: Worker | undefined;

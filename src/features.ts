@@ -16,7 +16,7 @@ import { conversationHandlers } from './threads/service.ts';
 import { checkpointHandlers } from './turns/checkpoint-service.ts';
 import { leaseHandlers } from './turns/lease-service.ts';
 import { turnAccess, turnHandlers } from './turns/service.ts';
-import { turnHandlers as turnLists } from './turns/turn-service.ts';
+import { turnListHandlers } from './turns/turn-service.ts';
 
 /** Everything that `serve` and `dev` offer. */
 export const features: Features = {
@@ -33,7 +33,7 @@ export const features: Features = {
       implement(
         kernel,
         ConversationServiceService,
-        { ...conversationHandlers, ...leaseHandlers, ...turnHandlers, ...turnLists, ...contextReadHandlers },
+        { ...conversationHandlers, ...leaseHandlers, ...turnHandlers, ...turnListHandlers, ...contextReadHandlers },
         turnAccess,
       ),
       implement(kernel, AdminServiceService, adminHandlers(members), adminAccess),

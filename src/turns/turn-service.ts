@@ -6,7 +6,7 @@ import { getSessionData, listTurns, turnFromRow } from './repository.ts';
 
 type TurnMethods = 'listTurns' | 'getSessionData';
 
-export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, TurnMethods> = {
+export const turnListHandlers: Pick<Handlers<typeof ConversationServiceService>, TurnMethods> = {
   async listTurns(request, call) {
     const check = new Check();
     check.uuid('session_id', request.sessionId);

@@ -146,7 +146,7 @@ const ANY_MESSAGE = pointRead<{ any: boolean }>(`select exists (select from mess
 
 // Further parameters of a forward: $17 target thread, $18 target project, $19 create it, $20 allow a repeat, $21 the
 // hand-off's destination or null, $22 the target's uid if it is new, $23 id of the landing, $24 id of the hand-off.
-const forwardStatement = (bundle: string) =>
+const forwardStatement = (bundle: string, saving: string) =>
   change<ForwardRow>(`
   with ${bundle}, prior as materialized (
     select f.first_seq, f.last_seq from bundle_forwards f
@@ -177,7 +177,7 @@ const forwardStatement = (bundle: string) =>
     returning 1
   ), saved as (
     select content.* from content, target
-  ), SAVED_BUNDLE, landed as (
+  ), ${saving}, landed as (
     insert into bundle_forwards (tenant_id, env, id, user_id, bundle_id, target_thread_id, target_thread_uid, target_project_id, first_seq, last_seq, repeat, forward_time)
     select $1, $2, $23::uuid, $3, content.id, target.thread_id, target.thread_uid, $18::text, target.last_seq - content.message_count + 1,
       target.last_seq, $20, clock_timestamp()
@@ -206,13 +206,8 @@ export interface ForwardRow extends BundleRow {
   handoffId: string | null;
 }
 
-const withBundle = (bundle: string, saving: string) => {
-  const statement = forwardStatement(bundle);
-  return change<ForwardRow>(statement.text.replace('SAVED_BUNDLE', saving));
-};
-
-const FORWARD_INLINE = each((choice) => withBundle(contentOf(choice), insertBundle('saved')));
-const FORWARD_SAVED = withBundle(
+const FORWARD_INLINE = each((choice) => forwardStatement(contentOf(choice), insertBundle('saved')));
+const FORWARD_SAVED = forwardStatement(
   `content as materialized (
     select id, source_thread_id, source_project_id, message_count, create_time, expire_time, messages from bundles
     where tenant_id = $1 and env = $2 and user_id = $3 and id = $11::uuid and (expire_time is null or expire_time > now())

@@ -1,4 +1,4 @@
-import { timestampText } from '../db/statement.ts';
+import { secondsOf, timestampText } from '../db/statement.ts';
 import type { ForwardBundleRequest, MemoryServiceService } from '../gen/memory/v1/memory_service.ts';
 import type { MessageSelection } from '../gen/memory/v1/message.ts';
 import type { Access } from '../rpc/access.ts';
@@ -46,7 +46,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       selection: request.selection!,
       tokenCounts: await inlineTokens(request.selection!),
       expireTime: expiration?.$case === 'expireTime' ? timestampText(expiration.value) : undefined,
-      ttlSeconds: expiration?.$case === 'ttl' ? expiration.value.seconds + expiration.value.nanos / 1e9 : undefined,
+      ttlSeconds: expiration?.$case === 'ttl' ? secondsOf(expiration.value) : undefined,
     };
     const [row] = await call.change(request, async (tx) => {
       const saved = await saveBundle(tx, source);
@@ -113,7 +113,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
-    const seconds = request.lease ? request.lease.seconds + request.lease.nanos / 1e9 : 60;
+    const seconds = request.lease ? secondsOf(request.lease) : 60;
     const leases = await call.change(request, (tx) =>
       pullHandoffs(tx, request.destination, request.maxHandoffs || 10, seconds),
     );

@@ -1,8 +1,9 @@
-import { audited, requested } from '../db/change.ts';
+import { audited, requested, wiped } from '../db/change.ts';
 import { change, json, pointRead, query, type Statement } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { ContextEntry, SessionContext } from '../gen/memory/v1/context.ts';
 import { deleted, notFound } from '../rpc/errors.ts';
+import { liveSession } from '../threads/repository.ts';
 import { foldEntries, fromStored, KEPT_BYTES, LIVE_BYTES, type StoredEntry, toStored } from './context.ts';
 import { type Archived, pack, unpack } from './snapshot.ts';
 
@@ -18,7 +19,7 @@ export interface ContextState {
 
 const STATE = 'session_id as id, last_ordinal, archived_through, archived_count, live_bytes';
 
-const LIVE = 's.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now())';
+const LIVE = liveSession('s');
 
 // The session's row, which each append locks first, so that ordinals have no gap and DeleteSession misses no entry.
 const TOUCHED = `
@@ -229,11 +230,4 @@ async function unpackAll({ archives }: ContextRow): Promise<Archived[]> {
 
 /** The CTEs that wipe what the sessions of a CTE touched. Their rows must be locked since an earlier statement. */
 export const wipedContexts = (sessions: string) =>
-  ['session_contexts', 'context_entries', 'context_archives']
-    .map(
-      (table) => `wiped_${table} as (
-    delete from ${table} w using ${sessions} where w.tenant_id = $1 and w.env = $2 and w.session_id = ${sessions}.id
-    returning 1
-  )`,
-    )
-    .join(', ');
+  wiped(['session_contexts', 'context_entries', 'context_archives'], sessions);

@@ -33,6 +33,20 @@ export function requested(source: string, { evenIfEmpty = false } = {}): string 
   )`;
 }
 
+/**
+ * The CTEs that delete what these tables hold of the sessions of a CTE. The sessions' rows must be locked since an earlier
+ * statement, else what is written meanwhile is missed.
+ */
+export const wiped = (tables: string[], sessions: string): string =>
+  tables
+    .map(
+      (table) => `wiped_${table} as (
+    delete from ${table} w using ${sessions} where w.tenant_id = $1 and w.env = $2 and w.session_id = ${sessions}.id
+    returning 1
+  )`,
+    )
+    .join(', ');
+
 /** The request_id was used for another request. */
 export class RequestIdReused extends Error {}
 

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
 import pg from 'pg';
+import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 
 export type Value = string | number | boolean | null | undefined | Buffer | readonly string[];
@@ -97,6 +98,9 @@ export function timestampText(timestamp: Timestamp | undefined): string | null {
   const micros = String(Math.floor(timestamp.nanos / 1000)).padStart(6, '0');
   return `${new Date(timestamp.seconds * 1000).toISOString().slice(0, -5)}.${micros}Z`;
 }
+
+/** A duration in seconds, as a parameter. */
+export const secondsOf = ({ seconds, nanos }: Duration): number => seconds + nanos / 1e9;
 
 /** A JSON parameter. pg would turn an array into a Postgres array. */
 export function json(value: unknown): string | null {

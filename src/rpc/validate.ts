@@ -1,3 +1,4 @@
+import { secondsOf } from '../db/statement.ts';
 import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { JsonObject } from '../wire/struct.ts';
@@ -108,7 +109,7 @@ export class Check {
   }
 
   duration(field: string, value: Duration, minSeconds: number, maxSeconds: number): void {
-    const seconds = value.seconds + value.nanos / 1e9;
+    const seconds = secondsOf(value);
     const sameSign = value.seconds * value.nanos >= 0;
     const valid = Math.abs(value.nanos) < 1e9 && sameSign && seconds >= minSeconds && seconds <= maxSeconds;
     this.that(valid, field, `not from ${minSeconds} to ${maxSeconds} seconds`);

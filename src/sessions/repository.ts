@@ -7,7 +7,7 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { PinnedRef, Session, SummaryRef } from '../gen/memory/v1/session.ts';
 import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
-import { QUEUE_DROPPED, sessionEnded } from '../threads/repository.ts';
+import { liveSession, QUEUE_DROPPED, sessionEnded } from '../threads/repository.ts';
 import { wipedCalls } from '../turns/calls.ts';
 import { wipedTurns } from '../turns/repository.ts';
 
@@ -17,7 +17,7 @@ const COLUMNS = `id, user_id, surface_id, project_id, thread_id, title, preferen
 export const COLUMNS_OF_S = COLUMNS.replace(/(\w+)/g, 's.$1');
 
 export const READABLE = 's.delete_time is null and (s.expire_time is null or s.expire_time > now())';
-export const LIVE = `s.end_time is null and ${READABLE}`;
+export const LIVE = liveSession('s');
 
 export interface SessionRow extends Record<string, any> {
   id: string;

@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import type { Keyring } from '../db/keyring.ts';
 import { within } from '../db/page.ts';
-import { timestampText } from '../db/statement.ts';
+import { secondsOf, timestampText } from '../db/statement.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type {
   MemoryServiceService,
@@ -263,7 +263,7 @@ async function resumed(
 function expiryOf({ expiration, slidingTtl, updateMask }: UpsertSessionRequest): Upsert['expiry'] {
   if (expiration?.$case === 'expireTime') return { expireTime: timestampText(expiration.value) };
   if (expiration?.$case === 'ttl') {
-    return { ttlSeconds: expiration.value.seconds + expiration.value.nanos / 1e9, sliding: slidingTtl };
+    return { ttlSeconds: secondsOf(expiration.value), sliding: slidingTtl };
   }
   return { never: updateMask?.includes('expiration') ?? false };
 }

@@ -8,6 +8,10 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ForwardedFrom, Message, MessageRole, Thread } from '../gen/memory/v1/message.ts';
 import { conflict, deleted, invalid, leaseHeld, notFound, RpcError, staleToken } from '../rpc/errors.ts';
 
+/** A session that has neither ended, nor expired, nor was deleted. */
+export const liveSession = (row: string): string =>
+  `${row}.end_time is null and ${row}.delete_time is null and (${row}.expire_time is null or ${row}.expire_time > now())`;
+
 /**
  * What a write to a thread moves in the live sessions that point to it, as a CTE. `thread` is the CTE with the written
  * thread's id. A session whose row is locked is left out: who locks it writes it, which moves the same, and may be waiting
@@ -20,7 +24,7 @@ export const touchSessions = (thread: string) => `touched as (
     from (select thread_id, clock_timestamp() as at from ${thread}) w, lateral (
       select f.id from sessions f
       where f.tenant_id = $1 and f.env = $2 and f.user_id = $3 and f.thread_id = w.thread_id
-        and f.end_time is null and f.delete_time is null and (f.expire_time is null or f.expire_time > now())
+        and ${liveSession('f')}
       for no key update skip locked
     ) free
     where s.tenant_id = $1 and s.env = $2 and s.id = free.id
@@ -33,7 +37,7 @@ const APPEND = change<AppendedRow>(`
   with session as materialized (
     select thread_id from sessions
     where tenant_id = $1 and env = $2 and user_id = $3 and id = $13::uuid
-      and end_time is null and delete_time is null and (expire_time is null or expire_time > now())
+      and ${liveSession('sessions')}
   ), target as materialized (
     select coalesce(nullif($11::text, ''), (select thread_id from session)) as thread_id
     where $13::uuid is null or exists (select from session where $11 in ('', thread_id))
@@ -252,7 +256,7 @@ export async function getMessage(db: TenantDb, id: string): Promise<Message | un
 export const awaited = (threadId: string) => `exists (
       select from sessions s
       where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = ${threadId}
-        and s.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now()))`;
+        and ${liveSession('s')})`;
 
 const STATE = pointRead<{ there: boolean; deleted: boolean }>(`
   select t.thread_id is not null or ${awaited('$4')} as there, t.delete_time is not null as deleted

@@ -1,4 +1,5 @@
 import { v7 as uuidv7 } from 'uuid';
+import { wiped } from '../db/change.ts';
 import { change, json } from '../db/statement.ts';
 import type { TenantTx } from '../db/transaction.ts';
 import type { LlmRequestRecord, PromptRecord, ToolCallRecord } from '../gen/memory/v1/conversation_service.ts';
@@ -100,12 +101,4 @@ export async function insertCalls(
 }
 
 /** The CTEs that wipe what turns of the sessions of a CTE used, but for what it cost. */
-export const wipedCalls = (sessions: string) =>
-  ['tool_calls', 'prompts']
-    .map(
-      (table) => `wiped_${table} as (
-    delete from ${table} w using ${sessions} where w.tenant_id = $1 and w.env = $2 and w.session_id = ${sessions}.id
-    returning 1
-  )`,
-    )
-    .join(', ');
+export const wipedCalls = (sessions: string) => wiped(['tool_calls', 'prompts'], sessions);

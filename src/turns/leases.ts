@@ -1,7 +1,7 @@
 import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
 import { ended, free, held, type LeaseState, renewed, stateOf, taken } from '../db/lease.ts';
-import { change, pointRead, query } from '../db/statement.ts';
+import { change, pointRead, query, secondsOf } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
@@ -18,7 +18,7 @@ export function checkLeaseTtl(check: Check, field: string, ttl: Duration | undef
   if (ttl) check.duration(field, ttl, MIN_SECONDS, MAX_SECONDS);
 }
 
-const secondsOf = (ttl: Duration | undefined) => (ttl ? ttl.seconds + ttl.nanos / 1e9 : DEFAULT_SECONDS);
+const lasting = (ttl: Duration | undefined) => (ttl ? secondsOf(ttl) : DEFAULT_SECONDS);
 
 export interface LeaseRow {
   threadId: string;
@@ -55,7 +55,7 @@ export async function acquireTurn(
   holder: string,
   ttl: Duration | undefined,
 ): Promise<LeaseRow | undefined> {
-  const [lease] = await tx.final(ACQUIRE, [threadId, holder, secondsOf(ttl), uuidv7()]);
+  const [lease] = await tx.final(ACQUIRE, [threadId, holder, lasting(ttl), uuidv7()]);
   return lease;
 }
 
@@ -88,7 +88,7 @@ export async function renewTurn(
   fencingToken: number,
   ttl: Duration | undefined,
 ): Promise<LeaseRow | undefined> {
-  const [lease] = await tx.final(RENEW, [threadId, fencingToken, secondsOf(ttl)]);
+  const [lease] = await tx.final(RENEW, [threadId, fencingToken, lasting(ttl)]);
   return lease;
 }
 

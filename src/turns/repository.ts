@@ -1,7 +1,9 @@
+import { wiped } from '../db/change.ts';
 import { change, json, pointRead, query, rowFromJson } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { SessionTaskData, Turn, TurnIntent, TurnReport, TurnTask } from '../gen/memory/v1/turn.ts';
+import { liveSession } from '../threads/repository.ts';
 import type { TurnRecord } from './record.ts';
 
 const MAX_RESULTS = 200;
@@ -50,7 +52,7 @@ const RECORD = change<{ id: string | null }>(`
   with session as materialized (
     select s.id, s.project_id, s.state, clock_timestamp() as at from sessions s
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid
-      and s.end_time is null and s.delete_time is null and (s.expire_time is null or s.expire_time > now())
+      and ${liveSession('s')}
     for no key update
   ), turn as (
     insert into turns (tenant_id, env, session_id, id, user_id, query, response, intent, planner_reasoning, reflection, tasks, results,
@@ -234,12 +236,4 @@ export async function findMessages(
 }
 
 /** The CTEs that wipe what the turns of the sessions of a CTE left. Their rows must be locked since an earlier statement. */
-export const wipedTurns = (sessions: string) =>
-  ['turns', 'turn_results', 'state_checkpoints']
-    .map(
-      (table) => `wiped_${table} as (
-    delete from ${table} w using ${sessions} where w.tenant_id = $1 and w.env = $2 and w.session_id = ${sessions}.id
-    returning 1
-  )`,
-    )
-    .join(', ');
+export const wipedTurns = (sessions: string) => wiped(['turns', 'turn_results', 'state_checkpoints'], sessions);

@@ -108,7 +108,7 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
 
     const [committed] = await call.change<Committed>(request, async (tx) => {
       const { threadId, projectId, revision } = await save(tx, upsert);
-      await requireFence(tx.step, threadId, fencingToken);
+      if (messages.length === 0) await requireFence(tx.step, threadId, fencingToken); // an append checks it itself
       const appended = await append(tx, { threadId, sessionId, messages, tokenCounts, fencingToken });
       const seqs = [...appended.map((message) => message.seq), ...(await seqsOf(tx, threadId, request.messageIds))];
       const turnId = uuidv7();

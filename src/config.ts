@@ -102,6 +102,7 @@ export const SETTINGS = {
   sessionKeyTtl: setting('duration', lasting, '7d', 'Life of a session key.'),
   callTimeout: setting('duration', lasting, '30s', 'How long a call may take, whatever deadline its client sets.'),
   maxInFlight: setting('number', whole(1, 1_000_000), '1000', 'Calls under way; more get `RESOURCE_EXHAUSTED`.'),
+  maxOpenStreams: setting('number', whole(1, 1_000_000), '10000', 'Open watches and message streams, likewise.'),
   maxStreams: setting('number', whole(1, 1_000_000), '1000', 'Concurrent calls of one connection.'),
   maxConnectionAge: setting('duration', lasting, '30m', 'When a connection is asked to reconnect.'),
   maxConnectionAgeGrace: setting('duration', lasting, '5m', 'How long its calls may go on then.'),

@@ -10,30 +10,51 @@ import { startJobs } from './jobs/worker.ts';
 import { implement } from './rpc/implement.ts';
 import type { Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
+import { startJanitor } from './streams/janitor.ts';
+import { streamHandlers } from './streams/service.ts';
 import { sweep } from './tenants/expiry.ts';
 import { adminAccess, adminHandlers } from './tenants/service.ts';
+import { removalHandlers } from './threads/removal-service.ts';
 import { conversationHandlers } from './threads/service.ts';
 import { checkpointHandlers } from './turns/checkpoint-service.ts';
 import { leaseHandlers } from './turns/lease-service.ts';
 import { turnAccess, turnHandlers } from './turns/service.ts';
 import { turnListHandlers } from './turns/turn-service.ts';
+import { watches } from './watch/poller.ts';
+import { watchSessionHandlers, watchThreadHandlers } from './watch/service.ts';
 
 /** Everything that `serve` and `dev` offer. */
 export const features: Features = {
   services({ kernel, config }) {
-    const { keyring, members } = kernel;
+    const { keyring, members, database, changes } = kernel;
+    const watching = watches(database, changes);
     const sessions = sessionHandlers({ keyring, members, sessionKeySeconds: config.sessionKeyTtl / 1000 });
     return [
       implement(
         kernel,
         MemoryServiceService,
-        { ...sessions, ...bundleHandlers, ...contextHandlers, ...checkpointHandlers },
+        {
+          ...sessions,
+          ...bundleHandlers,
+          ...contextHandlers,
+          ...checkpointHandlers,
+          ...watchSessionHandlers(watching),
+        },
         { ...sessionAccess, ...bundleAccess },
       ),
       implement(
         kernel,
         ConversationServiceService,
-        { ...conversationHandlers, ...leaseHandlers, ...turnHandlers, ...turnListHandlers, ...contextReadHandlers },
+        {
+          ...conversationHandlers,
+          ...removalHandlers,
+          ...streamHandlers,
+          ...watchThreadHandlers(watching),
+          ...leaseHandlers,
+          ...turnHandlers,
+          ...turnListHandlers,
+          ...contextReadHandlers,
+        },
         turnAccess,
       ),
       implement(kernel, AdminServiceService, adminHandlers(members), adminAccess),
@@ -42,13 +63,24 @@ export const features: Features = {
   },
 
   async background({ kernel, config, metrics, log }) {
-    if (config.sweepInterval === 0) return { stop: async () => {} };
+    const { database, changes } = kernel;
+    const url = config.directDatabaseUrl ?? config.databaseUrl;
+    const janitor = startJanitor(url, database, changes, log);
+    if (config.sweepInterval === 0) return janitor;
     const removed = async (signal: AbortSignal) => {
-      const counts = await sweep(kernel.database, signal);
+      const counts = await sweep(database, signal);
       for (const [kind, rows] of counts) metrics.swept(kind, rows);
       return Object.fromEntries(counts);
     };
     const job = { name: 'sweep', everyMinutes: config.sweepInterval / 60_000, run: removed };
-    return startJobs(config.directDatabaseUrl ?? config.databaseUrl, [job], log);
+    const jobs = await startJobs(url, [job], log).catch(async (error) => {
+      await janitor.stop();
+      throw error;
+    });
+    return {
+      async stop() {
+        await Promise.all([jobs.stop(), janitor.stop()]);
+      },
+    };
   },
 };

@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { ServerCredentials, setLogger } from '@grpc/grpc-js';
 import type { Logger } from 'pino';
 import type { Config } from './config.ts';
+import { changes } from './db/changes.ts';
 import { type Keyring, parseKeyring } from './db/keyring.ts';
 import { type Database, openDatabase } from './db/pool.ts';
 import { UserError } from './errors.ts';
@@ -18,7 +19,7 @@ import { createMetrics, type Metrics } from './rpc/metrics.ts';
 import { observer } from './rpc/observe.ts';
 import { reflection } from './rpc/reflection.ts';
 import { openTracing, type Tracer } from './rpc/tracing.ts';
-import { createTransport, drainingError } from './rpc/transport.ts';
+import { createTransport } from './rpc/transport.ts';
 
 /** What the features are made of. */
 export interface Deps {
@@ -69,9 +70,10 @@ export async function startServer(config: Config, features: Features, log: Logge
     });
     undo.push(() => database.close());
 
-    const gate = drainable(inFlight(config.maxInFlight));
-    const metrics = createMetrics(database, gate);
-    const kernel = kernelOf({ config, database, keyring, authenticate, gate, metrics, tracer, log });
+    const calls = inFlight(config.maxInFlight);
+    const openStreams = inFlight(config.maxOpenStreams, 'open streams');
+    const metrics = createMetrics(database, calls, openStreams);
+    const kernel = kernelOf({ config, database, keyring, authenticate, calls, openStreams, metrics, tracer, log });
     const deps = { config, kernel, metrics, log };
 
     const transport = createTransport({ ...config, unknownMethod: metrics.unknownMethod });
@@ -104,8 +106,14 @@ export async function startServer(config: Config, features: Features, log: Logge
     async function drain(): Promise<void> {
       health.drain();
       await new Promise((resolve) => setTimeout(resolve, config.drainWait));
-      gate.close();
+      calls.close();
+      openStreams.close();
       await Promise.all([transport.drain(config.drainTimeout), background?.stop()]);
+      // Streams have ended for their clients by now; what they still had to store is stored first.
+      await Promise.race([
+        openStreams.idle(),
+        new Promise((resolve) => setTimeout(resolve, config.drainTimeout).unref()),
+      ]);
       await Promise.all([endpoint?.close(), tracer?.stop()]);
       await database.close();
     }
@@ -131,41 +139,28 @@ interface KernelParts {
   database: Database;
   keyring: Keyring;
   authenticate: Authenticate;
-  gate: InFlight;
+  calls: InFlight;
+  openStreams: InFlight;
   metrics: Metrics;
   tracer: Tracer | undefined;
   log: Logger;
 }
 
-function kernelOf({ config, database, keyring, authenticate, gate, metrics, tracer, log }: KernelParts): Kernel {
+function kernelOf(parts: KernelParts): Kernel {
+  const { config, database, keyring, authenticate, calls, openStreams, metrics, tracer, log } = parts;
   return {
     database,
     keyring,
     authenticate,
     members: memberships(database),
     denials: denials(database, log),
-    inFlight: gate,
+    inFlight: calls,
+    openStreams,
+    changes: changes(),
     observe: observer(log, metrics, tracer),
     count: metrics.counted,
     callMs: config.callTimeout,
-  };
-}
-
-/** The bound on calls under way, which refuses every new one once it is closed. */
-function drainable(bound: InFlight): InFlight & { close(): void } {
-  let closed = false;
-  return {
-    enter(method) {
-      if (closed) throw drainingError();
-      bound.enter(method);
-    },
-    leave: () => bound.leave(),
-    get count() {
-      return bound.count;
-    },
-    close() {
-      closed = true;
-    },
+    streamMs: config.maxConnectionAge,
   };
 }
 

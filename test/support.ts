@@ -54,10 +54,20 @@ export interface Clients {
   conversation: Promised<conversationTypes.ConversationServiceClient>;
   admin: Promised<adminTypes.AdminServiceClient>;
   audit: Promised<auditTypes.AuditServiceClient>;
-  /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. */
+  /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. Of a stream the first answer. */
   raw(path: string, bytes: Buffer, metadata?: Metadata): Promise<Buffer>;
+  /** The generated clients themselves, for streams. */
+  streams: { memory: memoryTypes.MemoryServiceClient; conversation: conversationTypes.ConversationServiceClient };
   close(): void;
 }
+
+const same = (buffer: Buffer) => buffer;
+const STREAMING = new Set(
+  [memoryTypes.MemoryServiceService, conversationTypes.ConversationServiceService]
+    .flatMap((definition) => Object.values(definition))
+    .filter((method) => method.requestStream || method.responseStream)
+    .map((method) => method.path as string),
+);
 
 /** Clients of all services over one connection, that call with these headers unless a call brings its own. */
 export function connect(address: string, headers: Record<string, string> = {}): Clients {
@@ -88,11 +98,22 @@ export function connect(address: string, headers: Record<string, string> = {}): 
     audit: promised(all.audit, auditTypes),
     raw: (path, bytes, metadata = defaults) =>
       new Promise((resolve, reject) => {
-        const same = (buffer: Buffer) => buffer;
-        all.memory.makeUnaryRequest(path, same, same, bytes, metadata, { deadline: Date.now() + 15_000 }, (e, r) =>
-          e ? reject(e) : resolve(r!),
-        );
+        const options = { deadline: Date.now() + 15_000 };
+        if (!STREAMING.has(path)) {
+          all.memory.makeUnaryRequest(path, same, same, bytes, metadata, options, (e, r) =>
+            e ? reject(e) : resolve(r!),
+          );
+          return;
+        }
+        const call = all.memory.makeBidiStreamRequest(path, same, same, metadata, options);
+        call.on('error', reject); // also that it was cancelled, when nobody listens any more
+        call.on('data', (answer) => {
+          resolve(answer);
+          call.cancel();
+        });
+        call.end(bytes);
       }),
+    streams: all,
     close: () => Object.values(all).forEach((client) => client.close()),
   };
 }

@@ -5,8 +5,15 @@ import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Bundle, BundleForward } from '../gen/memory/v1/bundle.ts';
 import type { Message, MessageSelection } from '../gen/memory/v1/message.ts';
-import { invalid, notFound, type RpcError } from '../rpc/errors.ts';
-import { awaited, messageFromRow, requireThread, touchSessions } from '../threads/repository.ts';
+import { deleted, invalid, notFound, type RpcError } from '../rpc/errors.ts';
+import {
+  awaited,
+  messageFromRow,
+  messageStreaming,
+  requireThread,
+  settled,
+  touchSessions,
+} from '../threads/repository.ts';
 
 // Own parameters of all statements here that copy messages: $11 bundle id (new, or of the saved one), $12 source thread,
 // $13 source project, $14 the selection (last_n, a list of ids, or inline messages), $15 and $16 the bundle's expiry.
@@ -15,11 +22,11 @@ import { awaited, messageFromRow, requireThread, touchSessions } from '../thread
 const CHOSEN = {
   lastN: `select m.seq, m.byte_size as size
     from messages m
-    where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source)
+    where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source) and ${settled('m')}
     order by m.seq desc limit ($14::jsonb)::int`,
   messageIds: `select m.seq, m.byte_size as size
     from messages m
-    where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source)
+    where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from source) and ${settled('m')}
       and m.id in (select value::uuid from jsonb_array_elements_text($14::jsonb))`,
   inline: `select ord as seq, octet_length(v ->> 'content') + coalesce(octet_length(v ->> 'metadata'), 0) + 200 as size
     from jsonb_array_elements($14::jsonb) with ordinality as e (v, ord), source`,
@@ -129,6 +136,8 @@ export async function whyNotBundled(db: TenantDb, source: BundleSource): Promise
   if (selection?.$case === 'messageIds') {
     const [found] = await db.query(COUNT_IDS, [source.sourceThreadId, selection.value.ids]);
     if (found!.n < selection.value.ids.length) return notFound('message');
+    if (found!.deleted) return deleted('message');
+    if (found!.streaming) return messageStreaming();
   }
   if (selection?.$case === 'lastN') {
     const [found] = await db.query(ANY_MESSAGE, [source.sourceThreadId]);
@@ -139,10 +148,12 @@ export async function whyNotBundled(db: TenantDb, source: BundleSource): Promise
 
 const IN_THREAD = `m.tenant_id = $1 and m.env = $2
     and m.thread_uid = (select thread_uid from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4 and delete_time is null)`;
-const COUNT_IDS = pointRead<{ n: number }>(
-  `select count(*) as n from messages m where ${IN_THREAD} and m.id = any ($5::uuid[])`,
+const COUNT_IDS = pointRead<{ n: number; deleted: boolean | null; streaming: boolean | null }>(`
+  select count(*) as n, bool_or(m.delete_time is not null) as deleted, bool_or(not ${settled('m')}) as streaming
+  from messages m where ${IN_THREAD} and m.id = any ($5::uuid[])`);
+const ANY_MESSAGE = pointRead<{ any: boolean }>(
+  `select exists (select from messages m where ${IN_THREAD} and ${settled('m')}) as any`,
 );
-const ANY_MESSAGE = pointRead<{ any: boolean }>(`select exists (select from messages m where ${IN_THREAD}) as any`);
 
 // Further parameters of a forward: $17 target thread, $18 target project, $19 create it, $20 allow a repeat, $21 the
 // hand-off's destination or null, $22 the target's uid if it is new, $23 id of the landing, $24 id of the hand-off.

@@ -1,7 +1,7 @@
 import { pointRead, query } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
 import { deleted, notFound } from '../rpc/errors.ts';
-import type { MessageRow } from '../threads/repository.ts';
+import { type MessageRow, settled } from '../threads/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
 import type { AppendedRow } from './repository.ts';
 
@@ -17,7 +17,6 @@ export interface ContextRow extends AppendedRow {
   latestTurn: Record<string, unknown> | null;
   /** Of the thread's messages; null if there are none. */
   firstSeq: number | null;
-  lastSeq: number | null;
 }
 
 // $5 names the sections that are wanted.
@@ -43,9 +42,9 @@ const CONTEXT = pointRead<ContextRow>(`
     ) end as latest_turn,
     case when 'messages' = any ($5) then (
       select m.seq from messages m
-      where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid
+      where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and ${settled('m')}
       order by m.seq limit 1
-    ) end as first_seq, t.last_seq
+    ) end as first_seq
   from sessions s
   left join session_contexts c on c.tenant_id = $1 and c.env = $2 and c.session_id = s.id
   left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = s.thread_id and t.delete_time is null
@@ -57,6 +56,7 @@ const CONTEXT = pointRead<ContextRow>(`
 // is taken for fewer tokens than text commonly has; its length is told without reading it.
 const BATCH = `
         where m.tenant_id = $1 and m.env = $2 and m.thread_uid = (select thread_uid from thread) and m.seq < w.above
+          and ${settled('m')}
         order by m.seq desc limit 64`;
 const TOKENS = 'coalesce(m.token_count, octet_length(m.content) / 8)';
 const NEWEST = `
@@ -81,7 +81,7 @@ const NEWEST = `
   )
   select m.id, m.session_id, m.seq, m.client_id, m.role, m.token_count, m.byte_size, m.create_time, u.unread,
     case when u.unread is null then m.content end as content, case when u.unread is null then m.metadata end as metadata,
-    m.tool_call_id, m.forwarded_from
+    m.tool_call_id, m.forwarded_from, m.state
   from (
     select m.*, ${TOKENS} as own, sum(${TOKENS}) over newest as tokens, sum(m.byte_size) over newest as bytes
     from (select top as above, above as low from walk where top is not null) w, lateral (

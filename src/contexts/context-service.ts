@@ -131,9 +131,9 @@ function newestOf({ lastN, maxTokens, maxBytes, budgets }: Limits): NewestLimits
   return { rows: lastN ?? MAX_MESSAGES, tokens, bytes: maxBytes };
 }
 
-/** The newest messages as `assemble` sees them. One that came after the thread's state was read counts as well. */
+/** The newest messages as `assemble` sees them. One that came after the thread's first was looked for counts as well. */
 function messagesOf(row: ContextRow, rows: NewestRow[]): Material['messages'] {
-  const lastSeq = Math.max(row.lastSeq ?? 0, rows[0]?.seq ?? 0);
+  const lastSeq = rows[0]?.seq ?? 0;
   const firstSeq = row.firstSeq ?? rows.at(-1)?.seq ?? lastSeq + 1;
   return { costs: rows.map((message) => messageCost(message, row.threadId)), firstSeq, lastSeq };
 }

@@ -35,6 +35,8 @@ export interface Call {
   readonly db: TenantDb;
   /** The same for another user of the tenant and env (a session key's, or one just minted) or another env. */
   as(scope: Partial<Scope>): Call;
+  /** The same for what must still be done, in so many milliseconds, when the call itself is over. */
+  afterwards(ms: number): Call;
   /**
    * Makes a change in one transaction, once per request_id. `work` gives the rows that its statement stored with
    * `requested`; a replay gives them again.
@@ -54,6 +56,7 @@ export interface CallParts {
   limits: Limits;
   traceId: string;
   count: Metrics['counted'];
+  changed(scope: Scope): void;
   /** Whom the metadata names: it scopes request ids, also where the user is minted or found only later. */
   requester: string;
 }
@@ -71,10 +74,13 @@ export function makeCall(parts: CallParts): Call {
       return reader(database, scope, limits);
     },
     as: (other) => makeCall({ ...parts, identity: { ...identity, ...other } }),
-    change(request, work) {
-      return changeOnce(database, scope, stampOf(parts, request), limits, work, () => {
+    afterwards: (ms) => makeCall({ ...parts, limits: { deadline: Date.now() + ms } }),
+    async change(request, work) {
+      const rows = await changeOnce(database, scope, stampOf(parts, request), limits, work, () => {
         about.replayed = true;
       });
+      parts.changed(scope);
+      return rows;
     },
     count(what, kind, n) {
       if (what === 'read' || !about.replayed) parts.count(what, kind, n);

@@ -13,8 +13,8 @@ import { status } from '@grpc/grpc-js';
 import { TOO_DEEP } from '../wire/struct.ts';
 import { decodeStrictUtf8 } from '../wire/utf8.ts';
 import { type Access, authorize } from './access.ts';
-import { type About, type Call, makeCall } from './context.ts';
-import { RpcError as Refusal, type RpcError, toRpcError, toServiceError } from './errors.ts';
+import { type About, type Call, type Identity, makeCall } from './context.ts';
+import { exhausted, RpcError as Refusal, type RpcError, toRpcError, toServiceError, unavailable } from './errors.ts';
 import type { Kernel } from './kernel.ts';
 
 interface Method<Request, Response, RequestStream, ResponseStream> {
@@ -95,12 +95,21 @@ async function* decodeAll(method: AnyMethod, stream: AsyncIterable<Buffer>): Asy
 
 function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: Call) => any, access: Access) {
   const name = method.path.slice(method.path.lastIndexOf('.') + 1);
+  const open = method.requestStream || method.responseStream;
+  const entrance = open ? kernel.openStreams : kernel.inFlight;
 
   /** Everything between the wire and the handler, and the one place where a call ends. */
-  async function serve(call: AnyCall, run: (context: Call) => Promise<void>): Promise<RpcError | undefined> {
+  async function serve(
+    call: AnyCall,
+    run: (context: Call, admit: () => Promise<Identity>) => Promise<void>,
+  ): Promise<RpcError | undefined> {
     const ending = lateSignal();
+    const end = deadlineOf(call, open ? kernel.streamMs : kernel.callMs);
     const limits = {
-      deadline: deadlineOf(call, kernel.callMs),
+      /** Of a call that stays open: that of what it does now. */
+      get deadline() {
+        return open ? Math.min(end, Date.now() + kernel.callMs) : end;
+      },
       get signal() {
         return ending.signal;
       },
@@ -114,12 +123,15 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
     events.on('cancelled', cancel);
     let refusal: RpcError | undefined;
     try {
-      kernel.inFlight.enter(name);
+      entrance.enter();
       try {
-        const caller = access.public ? ANYONE : await kernel.authenticate(call.metadata);
-        observed.caller = caller;
-        const identity = await authorize(kernel.members, caller, access, limits);
-        const { database, keyring, count } = kernel;
+        const admit = async () => {
+          const caller = access.public ? ANYONE : await kernel.authenticate(call.metadata);
+          observed.caller = caller;
+          return authorize(kernel.members, caller, access, limits);
+        };
+        const identity = await admit();
+        const { database, keyring, count, changes } = kernel;
         const { traceId } = observed;
         context = makeCall({
           count,
@@ -130,11 +142,12 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
           about,
           limits,
           traceId,
-          requester: caller.user,
+          requester: identity.user,
+          changed: changes.tell,
         });
-        await run(context);
+        await run(context, admit);
       } finally {
-        kernel.inFlight.leave();
+        entrance.leave();
       }
     } catch (error) {
       refusal = toRpcError(error);
@@ -170,14 +183,34 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
     };
   }
   return (call: ServerWritableStream<Buffer, unknown> | ServerDuplexStream<Buffer, unknown>) => {
-    serve(call, async (context) => {
+    const old = setTimeout(() => call.emit('error', toServiceError(tooOld())), Math.min(kernel.streamMs, MAX_TIMER_MS));
+    serve(call, async (context, admit) => {
       const requests = method.requestStream
         ? decodeAll(method, call as ServerDuplexStream<Buffer, unknown>)
         : decode(method, (call as ServerWritableStream<Buffer, unknown>).request);
-      for await (const response of handler(requests, context)) await send(call, response, context.limits.signal!);
-    }).then((refusal) => (refusal ? call.emit('error', toServiceError(refusal)) : call.end()));
+      let admitted = Date.now();
+      for await (const response of handler(requests, context)) {
+        // A token expires, and a member is removed, while the stream is open.
+        if (Date.now() - admitted > ADMISSION_MS) {
+          await admit();
+          admitted = Date.now();
+        }
+        await send(call, response, context.limits.signal!);
+      }
+    }).then((refusal) => {
+      clearTimeout(old);
+      return refusal ? call.emit('error', toServiceError(refusal)) : call.end();
+    });
   };
 }
+
+/** How long who opened a stream is believed to be allowed to. */
+const ADMISSION_MS = 10_000;
+/** How long a client may leave what was sent unread. */
+const SLOW_MS = 30_000;
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+const tooOld = () => unavailable('STREAM_AGE', 'the stream has been open for long enough; open it again', 0);
 
 /** Writes one message, and waits while the client reads more slowly than we write. */
 async function send(
@@ -187,15 +220,19 @@ async function send(
 ) {
   signal.throwIfAborted();
   if (stream.write(message)) return;
-  await new Promise<void>((resolve) => {
-    const done = () => {
+  const drained = await new Promise<boolean>((resolve) => {
+    const settle = (how: boolean) => () => {
+      clearTimeout(timer);
       stream.off('drain', done);
       signal.removeEventListener('abort', done);
-      resolve();
+      resolve(how);
     };
+    const done = settle(true);
+    const timer = setTimeout(settle(false), SLOW_MS);
     stream.on('drain', done);
     signal.addEventListener('abort', done);
   });
+  if (!drained) throw exhausted('SLOW_CONSUMER', 'the client does not read what was sent; open the stream again', 1000);
 }
 
 const ANYONE = { tenant: '', env: '', user: '', actor: '', scopes: new Set<string>(), vouched: false };

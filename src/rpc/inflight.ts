@@ -1,27 +1,40 @@
 import { exhausted } from './errors.ts';
+import { drainingError } from './transport.ts';
 
 /** Bounds the calls under way, so that overload is refused at once instead of queueing without end. */
 export interface InFlight {
-  enter(method: string): void;
+  enter(): void;
   leave(): void;
   readonly count: number;
+  /** Refuses every new one from now on. */
+  close(): void;
+  /** Resolves when none is under way. */
+  idle(): Promise<void>;
 }
 
-export function inFlight(limit: number): InFlight {
+export function inFlight(limit: number, what = 'calls in flight'): InFlight {
   let count = 0;
+  let closed = false;
+  let waiting: (() => void)[] = [];
   return {
     enter() {
+      if (closed) throw drainingError();
+      if (count >= limit) throw exhausted('TOO_MANY_CALLS', `too many ${what}`, 200);
       count++;
-      if (count > limit) {
-        count--;
-        throw exhausted('TOO_MANY_CALLS', 'too many calls in flight', 200);
-      }
     },
     leave() {
-      count--;
+      if (--count > 0) return;
+      for (const resolve of waiting) resolve();
+      waiting = [];
     },
     get count() {
       return count;
+    },
+    close() {
+      closed = true;
+    },
+    async idle() {
+      if (count > 0) await new Promise<void>((resolve) => waiting.push(resolve));
     },
   };
 }

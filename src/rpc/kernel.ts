@@ -1,3 +1,4 @@
+import type { Changes } from '../db/changes.ts';
 import type { Keyring } from '../db/keyring.ts';
 import type { Database } from '../db/pool.ts';
 import type { Denials } from './denials.ts';
@@ -15,8 +16,14 @@ export interface Kernel {
   members: Memberships;
   denials: Denials;
   inFlight: InFlight;
+  /** The same for calls that stay open: watches and message streams. */
+  openStreams: InFlight;
+  /** Whose data the calls change. */
+  changes: Changes;
   observe: Observe;
   count: Metrics['counted'];
   /** How long a call may take at most. */
   callMs: number;
+  /** How long a stream may stay open. */
+  streamMs: number;
 }

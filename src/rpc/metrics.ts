@@ -14,7 +14,9 @@ export interface Metrics {
   swept(kind: string, rows: number): void;
 }
 
-export function createMetrics(database: Database, inFlight: { count: number }): Metrics {
+type Count = { readonly count: number };
+
+export function createMetrics(database: Database, inFlight: Count, openStreams: Count): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const registers = [registry];
@@ -63,6 +65,14 @@ export function createMetrics(database: Database, inFlight: { count: number }): 
     registers,
     collect() {
       this.set(inFlight.count);
+    },
+  });
+  new Gauge({
+    name: 'memoryd_open_streams',
+    help: 'Open watches and message streams.',
+    registers,
+    collect() {
+      this.set(openStreams.count);
     },
   });
   // One for each combination of labels, as looking it up by its labels costs more than to count.

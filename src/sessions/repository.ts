@@ -7,7 +7,8 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { PinnedRef, Session, SummaryRef } from '../gen/memory/v1/session.ts';
 import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
-import { liveSession, QUEUE_DROPPED, sessionEnded } from '../threads/repository.ts';
+import { QUEUE_DROPPED } from '../threads/removal.ts';
+import { liveSession, sessionEnded } from '../threads/repository.ts';
 import { wipedCalls } from '../turns/calls.ts';
 import { wipedTurns } from '../turns/repository.ts';
 

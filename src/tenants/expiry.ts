@@ -12,15 +12,15 @@ const SESSION_BATCH = 100;
 const ACKED_DAYS = 7;
 const TOMBSTONE_DAYS = 30;
 
+/** A few of the threads that were deleted or cleared. */
+const OF_DROPPED =
+  'thread_uid in (select thread_uid from dropped_threads d where d.tenant_id = $1 and d.env = $2 order by drop_time limit 10)';
+
 /** Each kind of thing that goes by itself: its table, and which of its rows are due. */
 const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
   { kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },
-  {
-    kind: 'messages',
-    table: 'messages',
-    due: 'thread_uid in (select thread_uid from dropped_threads d where d.tenant_id = $1 and d.env = $2 order by drop_time limit 10)',
-  },
+  { kind: 'messages', table: 'messages', due: OF_DROPPED },
   { kind: 'requests', table: 'requests', due: `create_time <= now() - interval '24 hours'` },
   { kind: 'session_keys', table: 'session_keys', due: 'expire_time <= now()' },
   {
@@ -29,6 +29,7 @@ const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
     due: 'expire_time <= now() and delete_time is null',
     batch: SESSION_BATCH,
   },
+  { kind: 'messages', table: 'thread_events', due: OF_DROPPED },
   { kind: 'tombstones', table: 'sessions', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'threads', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
 ];
@@ -46,7 +47,8 @@ const SWEEP = query<{ kind: string; n: number }>(`
   ).join(', ')}, emptied as (
     delete from dropped_threads d
     where tenant_id = $1 and env = $2 and not exists (
-      select from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = d.thread_uid)
+      select from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = d.thread_uid
+      union all select from thread_events e where e.tenant_id = $1 and e.env = $2 and e.thread_uid = d.thread_uid)
     returning 1
   ), counts as (
     select kind, sum(n)::int as n from (

@@ -1,7 +1,7 @@
-import { type Message, MessageRole } from '../gen/memory/v1/message.ts';
+import { Message, MessageRole } from '../gen/memory/v1/message.ts';
 import type { Check } from '../rpc/validate.ts';
 
-const CONTENT_BYTES = 256 * 1024;
+export const CONTENT_BYTES = 256 * 1024;
 const MAX_APPENDED = 100;
 
 /** The fields of a message that a caller sets. */
@@ -10,6 +10,18 @@ export function checkMessage(check: Check, field: string, message: Message): voi
   check.content(`${field}.content`, message.content, CONTENT_BYTES);
   check.struct(`${field}.metadata`, message.metadata);
   check.optionalId(`${field}.tool_call_id`, message.toolCallId);
+}
+
+/** The thread that a write names, by itself or by a session that points to it, and the token of its turn. */
+export function checkTarget(
+  check: Check,
+  { threadId, sessionId, fencingToken }: { threadId: string; sessionId: string; fencingToken: number },
+  prefix = '',
+): void {
+  check.that(Boolean(threadId || sessionId), `${prefix}thread_id`, 'required, unless session_id is given');
+  check.optionalId(`${prefix}thread_id`, threadId);
+  check.optionalUuid(`${prefix}session_id`, sessionId);
+  check.seq(`${prefix}fencing_token`, fencingToken);
 }
 
 /** Messages to append in one call. */
@@ -37,17 +49,4 @@ export function appendedMessage(row: {
   return { ...EMPTY, id, threadId, seq, clientId: clientId ?? '', createTime };
 }
 
-const EMPTY: Message = {
-  id: '',
-  threadId: '',
-  sessionId: '',
-  seq: 0,
-  clientId: '',
-  role: MessageRole.UNSPECIFIED,
-  content: '',
-  metadata: undefined,
-  toolCallId: '',
-  forwardedFrom: undefined,
-  createTime: undefined,
-  tokenCount: 0,
-};
+const EMPTY = Message.fromPartial({});

@@ -1,12 +1,13 @@
 import { status } from '@grpc/grpc-js';
 import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
-import { ended, fenced, type LeaseState, stateOf } from '../db/lease.ts';
+import { fenced, type LeaseState, stateOf } from '../db/lease.ts';
 import { change, json, pointRead, rowFromJson } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
-import { ForwardedFrom, Message, MessageRole, Thread } from '../gen/memory/v1/message.ts';
+import { ForwardedFrom, Message, MessageRole, MessageState, Thread } from '../gen/memory/v1/message.ts';
 import { conflict, deleted, invalid, leaseHeld, notFound, RpcError, staleToken } from '../rpc/errors.ts';
+import { CONTENT_BYTES } from './message.ts';
 
 /** A session that has neither ended, nor expired, nor was deleted. */
 export const liveSession = (row: string): string =>
@@ -31,17 +32,20 @@ export const touchSessions = (thread: string) => `touched as (
     returning 1
   )`;
 
+/** The CTEs up to `target`, the thread that a write names, or that of its live session. No row if the two do not agree. */
+export const targeted = (thread: string, session: string) => `session as materialized (
+    select thread_id from sessions
+    where tenant_id = $1 and env = $2 and user_id = $3 and id = ${session}::uuid
+      and ${liveSession('sessions')}
+  ), target as materialized (
+    select coalesce(nullif(${thread}::text, ''), (select thread_id from session)) as thread_id
+    where ${session}::uuid is null or exists (select from session where ${thread} in ('', thread_id))
+  )`;
+
 // One statement, so one round trip and one look at the thread row, whose lock makes seq gap-free and the fence exact. The
 // look-up of stored client_ids is LATERAL: as a join it would hash the whole thread. A token proves that the thread was there.
 const APPEND = change<AppendedRow>(`
-  with session as materialized (
-    select thread_id from sessions
-    where tenant_id = $1 and env = $2 and user_id = $3 and id = $13::uuid
-      and ${liveSession('sessions')}
-  ), target as materialized (
-    select coalesce(nullif($11::text, ''), (select thread_id from session)) as thread_id
-    where $13::uuid is null or exists (select from session where $11 in ('', thread_id))
-  ), known as materialized (
+  with ${targeted('$11', '$13')}, known as materialized (
     select t.thread_uid from threads t, target
     where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = target.thread_id and t.delete_time is null
   ), input as materialized (
@@ -97,7 +101,7 @@ export interface AppendedRow {
   fresh: boolean;
 }
 
-interface WhyNotAppended extends LeaseState {
+interface WhyNotWritten extends LeaseState {
   sessionThread: string | null;
   sessionGone: boolean;
   sessionDeleted: boolean;
@@ -105,9 +109,10 @@ interface WhyNotAppended extends LeaseState {
   threadDeleted: boolean;
   admitted: boolean;
   reused: boolean;
+  messageDeleted: boolean;
 }
 
-const WHY_NOT_APPENDED = pointRead<WhyNotAppended>(`
+const WHY_NOT_WRITTEN = pointRead<WhyNotWritten>(`
   select s.thread_id as session_thread, s.id is null or coalesce(s.expire_time <= now(), false) as session_gone,
     s.delete_time is not null as session_deleted, s.end_time is not null as session_ended,
     t.delete_time is not null as thread_deleted,
@@ -115,7 +120,10 @@ const WHY_NOT_APPENDED = pointRead<WhyNotAppended>(`
       select from jsonb_array_elements($6::jsonb) v
       join messages m on m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = v ->> 'clientId'
       where (m.role, m.content, m.metadata, m.tool_call_id) is distinct from
-        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId')) as reused
+        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId')) as reused, exists (
+      select from jsonb_array_elements($6::jsonb) v
+      join messages m on m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = v ->> 'clientId'
+      where m.delete_time is not null) as message_deleted
   from (select) one
   left join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $5::uuid
   left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = coalesce(nullif($4::text, ''), s.thread_id)`);
@@ -152,11 +160,18 @@ export async function appendMessages(tx: TenantTx, append: Append): Promise<Appe
   return tx.final(APPEND, [threadId, input, sessionId || null, uuidv7(), fencingToken, onlyHuman(append)]);
 }
 
-export async function whyNotAppended(db: TenantDb, append: Append): Promise<RpcError> {
-  const { threadId, sessionId, fencingToken } = append;
-  const named = json(inputOf(append.messages.filter((message) => message.clientId)));
-  const values = [threadId, sessionId || null, named, fencingToken, onlyHuman(append)];
-  const [why] = await db.query(WHY_NOT_APPENDED, values);
+export const whyNotAppended = (db: TenantDb, append: Append): Promise<RpcError> =>
+  whyNotWritten(db, append, onlyHuman(append), inputOf(append.messages.filter((message) => message.clientId)));
+
+/** Why a write to a thread was refused, that may be one of those that need no turn, and may name messages by client_id. */
+export async function whyNotWritten(
+  db: TenantDb,
+  { threadId, sessionId, fencingToken }: { threadId: string; sessionId: string; fencingToken: number },
+  exempt: boolean,
+  named: object[] = [],
+): Promise<RpcError> {
+  const values = [threadId, sessionId || null, json(named), fencingToken, exempt];
+  const [why] = await db.query(WHY_NOT_WRITTEN, values);
   if (sessionId) {
     if (why!.sessionDeleted) return deleted('session');
     if (why!.sessionGone) return notFound('session');
@@ -167,36 +182,54 @@ export async function whyNotAppended(db: TenantDb, append: Append): Promise<RpcE
   }
   if (why!.threadDeleted) return deleted('thread');
   if (!why!.admitted) return fencingToken ? staleToken() : turnHeld(why!);
-  if (why!.reused) {
-    return new RpcError(
-      status.ALREADY_EXISTS,
-      'CLIENT_ID_REUSED',
-      'a client_id was used for a message with other content',
-    );
-  }
+  if (why!.messageDeleted) return deleted('message');
+  if (why!.reused) return clientIdReused();
   return conflict('the thread changed at the same time');
 }
+
+export const clientIdReused = () =>
+  new RpcError(status.ALREADY_EXISTS, 'CLIENT_ID_REUSED', 'a client_id was used for a message with other content');
+
+export const messageStreaming = () =>
+  new RpcError(status.FAILED_PRECONDITION, 'MESSAGE_STREAMING', 'a message is still being streamed');
 
 export const turnHeld = (lease: LeaseState) => leaseHeld('TURN_HELD', "the thread's turn", lease);
 
 export const sessionEnded = () => new RpcError(status.FAILED_PRECONDITION, 'SESSION_ENDED', 'the session has ended');
 
-// The thread's uid is a scalar, so that every plan walks the primary key from the position. What a row adds to the page
-// is told without reading the value, and rows past 1 MiB are never read: 500 messages may hold 128 MiB.
+/** The text of a message: as long as it is being streamed, most of it is in the thread's events. */
+export const contentOf = (
+  m: string,
+) => `case when ${m}.state = ${MessageState.STREAMING} then ${m}.content || coalesce((
+      select string_agg(e.text, '' order by e.revision) from thread_events e
+      where e.tenant_id = $1 and e.env = $2 and e.thread_uid = ${m}.thread_uid and e.seq = ${m}.seq and e.text is not null), '')
+    else ${m}.content end`;
+
+/** What a message adds to a page, told without reading it. One that is being streamed counts as large as it may become. */
+export const sizeOf = (m: string) =>
+  `${m}.byte_size + case when ${m}.state = ${MessageState.STREAMING} then ${CONTENT_BYTES} else 0 end`;
+
+/** Whether a message can be taken elsewhere: it is neither deleted nor still being streamed. */
+export const settled = (m: string) => `${m}.delete_time is null and ${m}.state <> ${MessageState.STREAMING}`;
+
+// The thread's uid is a scalar, so that every plan walks the primary key from the position. Rows past 1 MiB are never
+// read: 500 messages may hold 128 MiB.
 const page = (compare: '<' | '>', order: 'desc' | 'asc') =>
-  pointRead<MessageRow>(`
-  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.token_count, m.forwarded_from, m.create_time, m.byte_size
+  pointRead<ListedRow>(`
+  select m.id, m.session_id, m.seq, m.client_id, m.role, ${contentOf('m')} as content, m.metadata, m.tool_call_id, m.token_count,
+    m.forwarded_from, m.create_time, m.state, m.delete_time, m.size as byte_size,
+    (select revision from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4) as revision
   from (
-    select m.*, sum(byte_size) over (order by seq ${order} rows unbounded preceding) as running
+    select m.*, sum(size) over (order by seq ${order} rows unbounded preceding) as running
     from (
-      select m.* from messages m
+      select m.*, ${sizeOf('m')} as size from messages m
       where m.tenant_id = $1 and m.env = $2
         and m.thread_uid = (select thread_uid from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $4 and delete_time is null)
         and m.seq ${compare} $5::bigint
       order by m.seq ${order} limit $6::int
     ) m
   ) m
-  where m.running - m.byte_size <= 1048576
+  where m.running - m.size <= 1048576
   order by m.seq ${order}`);
 
 const NEWEST_FIRST = page('<', 'desc');
@@ -215,7 +248,15 @@ export interface MessageRow {
   tokenCount: number | null;
   forwardedFrom: Record<string, unknown> | null;
   createTime: Timestamp;
+  /** Left out for messages of a bundle, which are complete. */
+  state?: Message['state'];
+  deleteTime?: Timestamp | null;
   byteSize: number;
+}
+
+export interface ListedRow extends MessageRow {
+  /** The thread's. */
+  revision: number;
 }
 
 export async function listMessages(
@@ -223,7 +264,7 @@ export async function listMessages(
   threadId: string,
   from: { seq: number; ascending: boolean },
   limit: number,
-): Promise<MessageRow[]> {
+): Promise<ListedRow[]> {
   return db.query(from.ascending ? OLDEST_FIRST : NEWEST_FIRST, [threadId, from.seq, limit]);
 }
 
@@ -237,19 +278,24 @@ export function messageFromRow(row: Omit<MessageRow, 'byteSize'>, threadId: stri
     clientId: row.clientId ?? '',
     metadata: row.metadata ?? undefined,
     tokenCount: row.tokenCount ?? 0,
+    state: row.state ?? MessageState.COMPLETE,
+    deleteTime: row.deleteTime ?? undefined,
     forwardedFrom: row.forwardedFrom ? ForwardedFrom.fromPartial(rowFromJson(row.forwardedFrom)) : undefined,
   });
 }
 
 const GET = pointRead<Omit<MessageRow, 'byteSize'> & { threadId: string }>(`
-  select m.id, m.session_id, m.seq, m.client_id, m.role, m.content, m.metadata, m.tool_call_id, m.token_count, m.forwarded_from, m.create_time, t.thread_id
+  select m.id, m.session_id, m.seq, m.client_id, m.role, ${contentOf('m')} as content, m.metadata, m.tool_call_id, m.token_count,
+    m.forwarded_from, m.create_time, m.state, m.delete_time, t.thread_id
   from messages m
   join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null
   where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = $4::uuid`);
 
-export async function getMessage(db: TenantDb, id: string): Promise<Message | undefined> {
+export async function getMessage(db: TenantDb, id: string): Promise<Message> {
   const [row] = await db.query(GET, [id]);
-  return row && messageFromRow(row, row.threadId);
+  if (!row) throw notFound('message');
+  if (row.deleteTime) throw deleted('message');
+  return messageFromRow(row, row.threadId);
 }
 
 /** Whether a live session of the user points to a thread: then it exists, though no message was appended yet. */
@@ -258,20 +304,21 @@ export const awaited = (threadId: string) => `exists (
       where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = ${threadId}
         and ${liveSession('s')})`;
 
-const STATE = pointRead<{ there: boolean; deleted: boolean }>(`
-  select t.thread_id is not null or ${awaited('$4')} as there, t.delete_time is not null as deleted
+const STATE = pointRead<{ there: boolean; deleted: boolean; revision: number }>(`
+  select t.thread_id is not null or ${awaited('$4')} as there, t.delete_time is not null as deleted, coalesce(t.revision, 0) as revision
   from (select) one
   left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4`);
 
-/** Refuses a thread that is not there. One that may be created may be missing, but not deleted. */
+/** Refuses a thread that is not there. One that may be created may be missing, but not deleted. Resolves to its revision. */
 export async function requireThread(
   db: TenantDb,
   threadId: string,
   { what = 'thread', mayBeMissing = false }: { what?: string; mayBeMissing?: boolean } = {},
-): Promise<void> {
+): Promise<number> {
   const [thread] = await db.query(STATE, [threadId]);
   if (!thread!.there && !mayBeMissing) throw notFound(what);
   if (thread!.deleted) throw deleted(what);
+  return thread!.revision;
 }
 
 const LIST = pointRead<{
@@ -280,8 +327,9 @@ const LIST = pointRead<{
   lastSeq: number;
   createTime: Timestamp;
   updateTime: Timestamp;
+  revision: number;
 }>(`
-  select thread_id, thread_uid, last_seq, create_time, update_time from threads
+  select thread_id, thread_uid, last_seq, create_time, update_time, revision from threads
   where tenant_id = $1 and env = $2 and user_id = $3 and delete_time is null
     and thread_uid < coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   order by thread_uid desc limit $5::int`);
@@ -293,23 +341,4 @@ export async function listThreads(
 ): Promise<(Thread & { threadUid: string })[]> {
   const rows = await db.query(LIST, [after, limit]);
   return rows.map(({ threadUid, ...row }) => ({ ...Thread.fromPartial(row), threadUid }));
-}
-
-/** The CTEs that drop the thread rows of a CTE `dropped`: their messages are invisible at once, and left to the sweep. */
-export const QUEUE_DROPPED = `queued as (
-    insert into dropped_threads (tenant_id, env, thread_uid, user_id, drop_time)
-    select $1, $2, thread_uid, $3, delete_time from dropped
-    returning 1
-  )`;
-
-const DELETE = change<{ threadId: string }>(`
-  with dropped as (
-    update threads set delete_time = clock_timestamp(), revision = revision + 1, ${ended('threads')}
-    where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $11 and delete_time is null
-    returning thread_id, thread_uid, delete_time
-  ), ${QUEUE_DROPPED}, ${audited('threads.delete', 'dropped', { resource: `'threads/' || thread_id` })}, ${requested('dropped')}
-  select thread_id from dropped`);
-
-export async function deleteThread(tx: TenantTx, threadId: string): Promise<{ threadId: string }[]> {
-  return tx.final(DELETE, [threadId]);
 }

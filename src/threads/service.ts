@@ -1,12 +1,10 @@
 import type { ConversationServiceService } from '../gen/memory/v1/conversation_service.ts';
-import { notFound } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
 import { contentTokens } from '../tokens/counter.ts';
-import { appendedMessage, checkAppended } from './message.ts';
+import { appendedMessage, checkAppended, checkTarget } from './message.ts';
 import {
   appendMessages,
-  deleteThread,
   getMessage,
   listMessages,
   listThreads,
@@ -17,15 +15,12 @@ import {
 
 export const conversationHandlers: Pick<
   Handlers<typeof ConversationServiceService>,
-  'appendMessages' | 'listMessages' | 'getMessage' | 'listThreads' | 'deleteThread'
+  'appendMessages' | 'listMessages' | 'getMessage' | 'listThreads'
 > = {
   async appendMessages(request, call) {
     const check = new Check();
-    check.that(Boolean(request.threadId || request.sessionId), 'thread_id', 'required, unless session_id is given');
-    check.optionalId('thread_id', request.threadId);
-    check.optionalUuid('session_id', request.sessionId);
+    checkTarget(check, request);
     check.optionalUuid('request_id', request.requestId);
-    check.seq('fencing_token', request.fencingToken);
     checkAppended(check, request.messages, 1);
     check.done();
 
@@ -52,14 +47,20 @@ export const conversationHandlers: Pick<
     const ascending = request.position?.$case === 'afterSeq';
     const seq = Number(page.after?.[0] ?? request.position?.value ?? Number.MAX_SAFE_INTEGER);
     const found = await listMessages(call.db, request.threadId, { seq, ascending }, page.limit);
-    if (found.length === 0) await requireThread(call.db, request.threadId);
+    const revision = found[0]?.revision ?? (await requireThread(call.db, request.threadId));
     const { rows, nextPageToken } = page.cut(
       found,
       (row) => [String(row.seq)],
       (row) => row.byteSize,
     );
-    call.count('read', 'messages', rows.length);
-    return { messages: rows.map((row) => messageFromRow(row, request.threadId)), nextPageToken };
+    const there = rows.filter((row) => !row.deleteTime);
+    call.count('read', 'messages', there.length);
+    return {
+      messages: there.map((row) => messageFromRow(row, request.threadId)),
+      nextPageToken,
+      deletedSeqs: rows.filter((row) => row.deleteTime).map((row) => row.seq),
+      revision,
+    };
   },
 
   async getMessage(request, call) {
@@ -68,7 +69,6 @@ export const conversationHandlers: Pick<
     check.done();
 
     const message = await getMessage(call.db, request.messageId);
-    if (!message) throw notFound('message');
     call.count('read', 'messages', 1);
     return { message };
   },
@@ -82,20 +82,5 @@ export const conversationHandlers: Pick<
     const found = await listThreads(call.db, page.after?.[0], page.limit);
     const { rows, nextPageToken } = page.cut(found, (row) => [row.threadUid]);
     return { threads: rows, nextPageToken };
-  },
-
-  async deleteThread(request, call) {
-    const check = new Check();
-    check.id('thread_id', request.threadId);
-    check.optionalUuid('request_id', request.requestId);
-    check.done();
-
-    await call.change(request, async (tx) => {
-      const rows = await deleteThread(tx, request.threadId);
-      if (rows.length > 0) return rows;
-      await requireThread(call.db, request.threadId);
-      throw notFound('thread'); // only a session points to it
-    });
-    return {};
   },
 };

@@ -223,7 +223,7 @@ const FIND_MESSAGES = query<{ id: string; seq: number }>(`
   select m.id, m.seq from messages m
   join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4 and t.thread_uid = m.thread_uid
     and t.delete_time is null
-  where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = any ($5::uuid[])
+  where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = any ($5::uuid[]) and m.delete_time is null
   order by m.seq`);
 
 /** Those of these messages that the thread has, in order. */

@@ -10,8 +10,12 @@ import {
   type CallOptions,
   type ChannelCredentials,
   Client,
+  type ClientDuplexStream,
   type ClientOptions,
+  type ClientReadableStream,
   type ClientUnaryCall,
+  type handleBidiStreamingCall,
+  type handleServerStreamingCall,
   type handleUnaryCall,
   makeGenericClientConstructor,
   type Metadata,
@@ -21,8 +25,9 @@ import {
 import { Struct } from "../../../wire/struct.ts";
 import { Duration } from "../../google/protobuf/duration.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
-import { Message, Thread } from "./message.ts";
+import { Message, MessageRole, Thread } from "./message.ts";
 import { PinnedRef, Session, SummaryRef } from "./session.ts";
+import { ThreadEvent } from "./thread_event.ts";
 import { SessionTaskData, Turn, TurnLease, TurnReport } from "./turn.ts";
 
 export const protobufPackage = "memory.v1";
@@ -106,10 +111,163 @@ export interface ListMessagesRequest {
 
 /** The response of ListMessages. */
 export interface ListMessagesResponse {
-  /** The messages, in the order asked for. */
+  /** The messages, in the order asked for, without those that were deleted. */
   messages: Message[];
   /** Where the next page begins. Empty on the last one. */
   nextPageToken: string;
+  /** The seqs of this page whose messages were deleted, in the order asked for. */
+  deletedSeqs: number[];
+  /** The thread's revision when the page was read: WatchThread after it misses nothing. */
+  revision: number;
+}
+
+/** The request of StreamMessage. */
+export interface StreamMessageRequest {
+  /** Required. `open` first, then any number of chunks, then `finish`. */
+  frame:
+    | //
+    /** Names the message. */
+    { $case: "open"; value: StreamOpen }
+    | //
+    /** More of its text. */
+    { $case: "chunk"; value: StreamChunk }
+    | //
+    /** Completes it. */
+    { $case: "finish"; value: StreamFinish }
+    | undefined;
+}
+
+/** Opens a stream. */
+export interface StreamOpen {
+  /** Required, unless `session_id` is given. The thread, 1 to 128 characters. */
+  threadId: string;
+  /**
+   * Optional. The session through which the message comes, a UUID. It must be live; if `thread_id` is given as well, it
+   * must be the session's.
+   */
+  sessionId: string;
+  /** Required. Who speaks. */
+  role: MessageRole;
+  /**
+   * Required. The caller's own id of the message, 1 to 128 characters, unique in the thread. It resumes the message after a
+   * stream that broke.
+   */
+  clientId: string;
+  /** Optional. The fencing token of the thread's turn. 0 is none. */
+  fencingToken: number;
+  /** Optional. The tool call that a TOOL message answers, at most 128 characters. */
+  toolCallId: string;
+}
+
+/** More of a message's text. */
+export interface StreamChunk {
+  /** Required. Where the text starts in the message, in bytes of UTF-8. Not negative. */
+  offset: number;
+  /** Required. The text, at most 64 KiB of UTF-8 without NUL. The whole message is at most 256 KiB. */
+  text: string;
+}
+
+/** Completes a message. */
+export interface StreamFinish {
+  /** Optional. Free data of the caller, at most 64 KiB as JSON and 32 levels deep. */
+  metadata: { [key: string]: any } | undefined;
+}
+
+/** The response of StreamMessage. */
+export interface StreamMessageResponse {
+  /** `opened` first, then acks, then `finished`. */
+  frame:
+    | //
+    /** The message is there. */
+    { $case: "opened"; value: StreamOpened }
+    | //
+    /** More of it is durable. */
+    { $case: "ack"; value: StreamAck }
+    | //
+    /** It is complete. */
+    { $case: "finished"; value: StreamFinished }
+    | undefined;
+}
+
+/** Tells that a stream is open. */
+export interface StreamOpened {
+  /** The message's id, a UUID. */
+  messageId: string;
+  /** The message's seq. */
+  seq: number;
+  /** How much of the message is stored, in bytes of UTF-8: where the next chunk starts. */
+  durableOffset: number;
+}
+
+/** Tells how much of a message is stored. */
+export interface StreamAck {
+  /** How much of the message is stored, in bytes of UTF-8. */
+  durableOffset: number;
+}
+
+/** Tells that a message is complete. */
+export interface StreamFinished {
+  /** The message as stored, without content and metadata. */
+  message: Message | undefined;
+}
+
+/** The request of WatchThread. */
+export interface WatchThreadRequest {
+  /** Required. The thread, 1 to 128 characters. */
+  threadId: string;
+  /** Optional. The last revision that is known: what came after it is told. 0 starts at the beginning. */
+  afterRevision: number;
+}
+
+/** The response of WatchThread. */
+export interface WatchThreadResponse {
+  /** What happened. */
+  event: ThreadEvent | undefined;
+}
+
+/** The request of DeleteMessage. */
+export interface DeleteMessageRequest {
+  /** Required. The message's id, a UUID. */
+  messageId: string;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of DeleteMessage. */
+export interface DeleteMessageResponse {
+  /**
+   * Summaries that cover the deleted message, of the user's sessions that point to its thread, at most 100. They may still
+   * tell what it said.
+   */
+  coveringSummaries: CoveringSummary[];
+}
+
+/** A summary that covers a message. */
+export interface CoveringSummary {
+  /** The session that holds the summary. */
+  sessionId: string;
+  /** The summary's id. */
+  summaryId: string;
+}
+
+/** The request of ClearHistory. */
+export interface ClearHistoryRequest {
+  /** Required, unless `session_id` is given. The thread, 1 to 128 characters. */
+  threadId: string;
+  /** Optional. A session that points to the thread, a UUID. If `thread_id` is given as well, it must be the session's. */
+  sessionId: string;
+  /** Optional. The fencing token of the thread's turn. 0 is none. */
+  fencingToken: number;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of ClearHistory. */
+export interface ClearHistoryResponse {
+  /** The seq up to which messages were wiped. */
+  clearedThroughSeq: number;
+  /** The sessions whose turns and context were wiped, at most 100. */
+  sessionIds: string[];
 }
 
 /** The request of GetMessage. */
@@ -763,7 +921,7 @@ export const ListMessagesRequest: MessageFns<ListMessagesRequest> = {
 };
 
 function createBaseListMessagesResponse(): ListMessagesResponse {
-  return { messages: [], nextPageToken: "" };
+  return { messages: [], nextPageToken: "", deletedSeqs: [], revision: 0 };
 }
 
 export const ListMessagesResponse: MessageFns<ListMessagesResponse> = {
@@ -773,6 +931,16 @@ export const ListMessagesResponse: MessageFns<ListMessagesResponse> = {
     }
     if (message.nextPageToken !== "") {
       writer.uint32(18).string(message.nextPageToken);
+    }
+    if (message.deletedSeqs.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.deletedSeqs) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    if (message.revision !== 0) {
+      writer.uint32(32).int64(message.revision);
     }
     return writer;
   },
@@ -806,6 +974,32 @@ export const ListMessagesResponse: MessageFns<ListMessagesResponse> = {
             message.nextPageToken = reader.string();
             continue;
           }
+          case 3: {
+            if (tag === 24) {
+              message.deletedSeqs.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.deletedSeqs.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -825,6 +1019,1103 @@ export const ListMessagesResponse: MessageFns<ListMessagesResponse> = {
     const message = createBaseListMessagesResponse();
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
     message.nextPageToken = object.nextPageToken ?? "";
+    message.deletedSeqs = object.deletedSeqs?.map((e) => e) || [];
+    message.revision = object.revision ?? 0;
+    return message;
+  },
+};
+
+function createBaseStreamMessageRequest(): StreamMessageRequest {
+  return { frame: undefined };
+}
+
+export const StreamMessageRequest: MessageFns<StreamMessageRequest> = {
+  encode(message: StreamMessageRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.frame?.$case) {
+      case "open":
+        StreamOpen.encode(message.frame.value, writer.uint32(10).fork()).join();
+        break;
+      case "chunk":
+        StreamChunk.encode(message.frame.value, writer.uint32(18).fork()).join();
+        break;
+      case "finish":
+        StreamFinish.encode(message.frame.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamMessageRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamMessageRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.frame = { $case: "open", value: StreamOpen.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.frame = { $case: "chunk", value: StreamChunk.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.frame = { $case: "finish", value: StreamFinish.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamMessageRequest>, I>>(base?: I): StreamMessageRequest {
+    return StreamMessageRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamMessageRequest>, I>>(object: I): StreamMessageRequest {
+    const message = createBaseStreamMessageRequest();
+    switch (object.frame?.$case) {
+      case "open": {
+        if (object.frame?.value !== undefined && object.frame?.value !== null) {
+          message.frame = { $case: "open", value: StreamOpen.fromPartial(object.frame.value) };
+        }
+        break;
+      }
+      case "chunk": {
+        if (object.frame?.value !== undefined && object.frame?.value !== null) {
+          message.frame = { $case: "chunk", value: StreamChunk.fromPartial(object.frame.value) };
+        }
+        break;
+      }
+      case "finish": {
+        if (object.frame?.value !== undefined && object.frame?.value !== null) {
+          message.frame = { $case: "finish", value: StreamFinish.fromPartial(object.frame.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseStreamOpen(): StreamOpen {
+  return { threadId: "", sessionId: "", role: 0, clientId: "", fencingToken: 0, toolCallId: "" };
+}
+
+export const StreamOpen: MessageFns<StreamOpen> = {
+  encode(message: StreamOpen, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.threadId !== "") {
+      writer.uint32(10).string(message.threadId);
+    }
+    if (message.sessionId !== "") {
+      writer.uint32(18).string(message.sessionId);
+    }
+    if (message.role !== 0) {
+      writer.uint32(24).int32(message.role);
+    }
+    if (message.clientId !== "") {
+      writer.uint32(34).string(message.clientId);
+    }
+    if (message.fencingToken !== 0) {
+      writer.uint32(40).int64(message.fencingToken);
+    }
+    if (message.toolCallId !== "") {
+      writer.uint32(50).string(message.toolCallId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamOpen {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamOpen();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.role = reader.int32() as any;
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.clientId = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.fencingToken = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.toolCallId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamOpen>, I>>(base?: I): StreamOpen {
+    return StreamOpen.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamOpen>, I>>(object: I): StreamOpen {
+    const message = createBaseStreamOpen();
+    message.threadId = object.threadId ?? "";
+    message.sessionId = object.sessionId ?? "";
+    message.role = object.role ?? 0;
+    message.clientId = object.clientId ?? "";
+    message.fencingToken = object.fencingToken ?? 0;
+    message.toolCallId = object.toolCallId ?? "";
+    return message;
+  },
+};
+
+function createBaseStreamChunk(): StreamChunk {
+  return { offset: 0, text: "" };
+}
+
+export const StreamChunk: MessageFns<StreamChunk> = {
+  encode(message: StreamChunk, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.offset !== 0) {
+      writer.uint32(8).int64(message.offset);
+    }
+    if (message.text !== "") {
+      writer.uint32(18).string(message.text);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamChunk {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamChunk();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.text = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamChunk>, I>>(base?: I): StreamChunk {
+    return StreamChunk.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamChunk>, I>>(object: I): StreamChunk {
+    const message = createBaseStreamChunk();
+    message.offset = object.offset ?? 0;
+    message.text = object.text ?? "";
+    return message;
+  },
+};
+
+function createBaseStreamFinish(): StreamFinish {
+  return { metadata: undefined };
+}
+
+export const StreamFinish: MessageFns<StreamFinish> = {
+  encode(message: StreamFinish, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.metadata !== undefined) {
+      Struct.encode(Struct.wrap(message.metadata), writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamFinish {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamFinish();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.metadata = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamFinish>, I>>(base?: I): StreamFinish {
+    return StreamFinish.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamFinish>, I>>(object: I): StreamFinish {
+    const message = createBaseStreamFinish();
+    message.metadata = object.metadata ?? undefined;
+    return message;
+  },
+};
+
+function createBaseStreamMessageResponse(): StreamMessageResponse {
+  return { frame: undefined };
+}
+
+export const StreamMessageResponse: MessageFns<StreamMessageResponse> = {
+  encode(message: StreamMessageResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.frame?.$case) {
+      case "opened":
+        StreamOpened.encode(message.frame.value, writer.uint32(10).fork()).join();
+        break;
+      case "ack":
+        StreamAck.encode(message.frame.value, writer.uint32(18).fork()).join();
+        break;
+      case "finished":
+        StreamFinished.encode(message.frame.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamMessageResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamMessageResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.frame = { $case: "opened", value: StreamOpened.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.frame = { $case: "ack", value: StreamAck.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.frame = { $case: "finished", value: StreamFinished.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamMessageResponse>, I>>(base?: I): StreamMessageResponse {
+    return StreamMessageResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamMessageResponse>, I>>(object: I): StreamMessageResponse {
+    const message = createBaseStreamMessageResponse();
+    switch (object.frame?.$case) {
+      case "opened": {
+        if (object.frame?.value !== undefined && object.frame?.value !== null) {
+          message.frame = { $case: "opened", value: StreamOpened.fromPartial(object.frame.value) };
+        }
+        break;
+      }
+      case "ack": {
+        if (object.frame?.value !== undefined && object.frame?.value !== null) {
+          message.frame = { $case: "ack", value: StreamAck.fromPartial(object.frame.value) };
+        }
+        break;
+      }
+      case "finished": {
+        if (object.frame?.value !== undefined && object.frame?.value !== null) {
+          message.frame = { $case: "finished", value: StreamFinished.fromPartial(object.frame.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseStreamOpened(): StreamOpened {
+  return { messageId: "", seq: 0, durableOffset: 0 };
+}
+
+export const StreamOpened: MessageFns<StreamOpened> = {
+  encode(message: StreamOpened, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.messageId !== "") {
+      writer.uint32(10).string(message.messageId);
+    }
+    if (message.seq !== 0) {
+      writer.uint32(16).int64(message.seq);
+    }
+    if (message.durableOffset !== 0) {
+      writer.uint32(24).int64(message.durableOffset);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamOpened {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamOpened();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.messageId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.seq = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.durableOffset = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamOpened>, I>>(base?: I): StreamOpened {
+    return StreamOpened.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamOpened>, I>>(object: I): StreamOpened {
+    const message = createBaseStreamOpened();
+    message.messageId = object.messageId ?? "";
+    message.seq = object.seq ?? 0;
+    message.durableOffset = object.durableOffset ?? 0;
+    return message;
+  },
+};
+
+function createBaseStreamAck(): StreamAck {
+  return { durableOffset: 0 };
+}
+
+export const StreamAck: MessageFns<StreamAck> = {
+  encode(message: StreamAck, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.durableOffset !== 0) {
+      writer.uint32(8).int64(message.durableOffset);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamAck {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamAck();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.durableOffset = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamAck>, I>>(base?: I): StreamAck {
+    return StreamAck.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamAck>, I>>(object: I): StreamAck {
+    const message = createBaseStreamAck();
+    message.durableOffset = object.durableOffset ?? 0;
+    return message;
+  },
+};
+
+function createBaseStreamFinished(): StreamFinished {
+  return { message: undefined };
+}
+
+export const StreamFinished: MessageFns<StreamFinished> = {
+  encode(message: StreamFinished, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.message !== undefined) {
+      Message.encode(message.message, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StreamFinished {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStreamFinished();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.message = Message.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<StreamFinished>, I>>(base?: I): StreamFinished {
+    return StreamFinished.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StreamFinished>, I>>(object: I): StreamFinished {
+    const message = createBaseStreamFinished();
+    message.message = (object.message !== undefined && object.message !== null)
+      ? Message.fromPartial(object.message)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseWatchThreadRequest(): WatchThreadRequest {
+  return { threadId: "", afterRevision: 0 };
+}
+
+export const WatchThreadRequest: MessageFns<WatchThreadRequest> = {
+  encode(message: WatchThreadRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.threadId !== "") {
+      writer.uint32(10).string(message.threadId);
+    }
+    if (message.afterRevision !== 0) {
+      writer.uint32(16).int64(message.afterRevision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchThreadRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchThreadRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.afterRevision = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<WatchThreadRequest>, I>>(base?: I): WatchThreadRequest {
+    return WatchThreadRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchThreadRequest>, I>>(object: I): WatchThreadRequest {
+    const message = createBaseWatchThreadRequest();
+    message.threadId = object.threadId ?? "";
+    message.afterRevision = object.afterRevision ?? 0;
+    return message;
+  },
+};
+
+function createBaseWatchThreadResponse(): WatchThreadResponse {
+  return { event: undefined };
+}
+
+export const WatchThreadResponse: MessageFns<WatchThreadResponse> = {
+  encode(message: WatchThreadResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.event !== undefined) {
+      ThreadEvent.encode(message.event, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchThreadResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchThreadResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.event = ThreadEvent.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<WatchThreadResponse>, I>>(base?: I): WatchThreadResponse {
+    return WatchThreadResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchThreadResponse>, I>>(object: I): WatchThreadResponse {
+    const message = createBaseWatchThreadResponse();
+    message.event = (object.event !== undefined && object.event !== null)
+      ? ThreadEvent.fromPartial(object.event)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseDeleteMessageRequest(): DeleteMessageRequest {
+  return { messageId: "", requestId: "" };
+}
+
+export const DeleteMessageRequest: MessageFns<DeleteMessageRequest> = {
+  encode(message: DeleteMessageRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.messageId !== "") {
+      writer.uint32(10).string(message.messageId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DeleteMessageRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDeleteMessageRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.messageId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<DeleteMessageRequest>, I>>(base?: I): DeleteMessageRequest {
+    return DeleteMessageRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<DeleteMessageRequest>, I>>(object: I): DeleteMessageRequest {
+    const message = createBaseDeleteMessageRequest();
+    message.messageId = object.messageId ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseDeleteMessageResponse(): DeleteMessageResponse {
+  return { coveringSummaries: [] };
+}
+
+export const DeleteMessageResponse: MessageFns<DeleteMessageResponse> = {
+  encode(message: DeleteMessageResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.coveringSummaries) {
+      CoveringSummary.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DeleteMessageResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDeleteMessageResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.coveringSummaries.push(CoveringSummary.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<DeleteMessageResponse>, I>>(base?: I): DeleteMessageResponse {
+    return DeleteMessageResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<DeleteMessageResponse>, I>>(object: I): DeleteMessageResponse {
+    const message = createBaseDeleteMessageResponse();
+    message.coveringSummaries = object.coveringSummaries?.map((e) => CoveringSummary.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseCoveringSummary(): CoveringSummary {
+  return { sessionId: "", summaryId: "" };
+}
+
+export const CoveringSummary: MessageFns<CoveringSummary> = {
+  encode(message: CoveringSummary, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.summaryId !== "") {
+      writer.uint32(18).string(message.summaryId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CoveringSummary {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCoveringSummary();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.summaryId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CoveringSummary>, I>>(base?: I): CoveringSummary {
+    return CoveringSummary.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CoveringSummary>, I>>(object: I): CoveringSummary {
+    const message = createBaseCoveringSummary();
+    message.sessionId = object.sessionId ?? "";
+    message.summaryId = object.summaryId ?? "";
+    return message;
+  },
+};
+
+function createBaseClearHistoryRequest(): ClearHistoryRequest {
+  return { threadId: "", sessionId: "", fencingToken: 0, requestId: "" };
+}
+
+export const ClearHistoryRequest: MessageFns<ClearHistoryRequest> = {
+  encode(message: ClearHistoryRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.threadId !== "") {
+      writer.uint32(10).string(message.threadId);
+    }
+    if (message.sessionId !== "") {
+      writer.uint32(18).string(message.sessionId);
+    }
+    if (message.fencingToken !== 0) {
+      writer.uint32(24).int64(message.fencingToken);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ClearHistoryRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseClearHistoryRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.fencingToken = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ClearHistoryRequest>, I>>(base?: I): ClearHistoryRequest {
+    return ClearHistoryRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ClearHistoryRequest>, I>>(object: I): ClearHistoryRequest {
+    const message = createBaseClearHistoryRequest();
+    message.threadId = object.threadId ?? "";
+    message.sessionId = object.sessionId ?? "";
+    message.fencingToken = object.fencingToken ?? 0;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseClearHistoryResponse(): ClearHistoryResponse {
+  return { clearedThroughSeq: 0, sessionIds: [] };
+}
+
+export const ClearHistoryResponse: MessageFns<ClearHistoryResponse> = {
+  encode(message: ClearHistoryResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.clearedThroughSeq !== 0) {
+      writer.uint32(8).int64(message.clearedThroughSeq);
+    }
+    for (const v of message.sessionIds) {
+      writer.uint32(18).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ClearHistoryResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseClearHistoryResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.clearedThroughSeq = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.sessionIds.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ClearHistoryResponse>, I>>(base?: I): ClearHistoryResponse {
+    return ClearHistoryResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ClearHistoryResponse>, I>>(object: I): ClearHistoryResponse {
+    const message = createBaseClearHistoryResponse();
+    message.clearedThroughSeq = object.clearedThroughSeq ?? 0;
+    message.sessionIds = object.sessionIds?.map((e) => e) || [];
     return message;
   },
 };
@@ -3625,7 +4916,54 @@ export const ConversationServiceService = {
       Buffer.from(ListMessagesResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListMessagesResponse => ListMessagesResponse.decode(value),
   },
-  /** Returns one message. */
+  /**
+   * Writes one message as it is being made, so that what a model has said so far is stored while it speaks.
+   *
+   * The client sends `open`, the server answers `opened`; then the client sends chunks, which the server stores in batches,
+   * at the latest after 250 ms, and acknowledges by the offset up to which everything is durable; `finish` completes the
+   * message, and the server answers `finished` and ends the call. Offsets are bytes of UTF-8.
+   *
+   * A stream that ends in any other way (client gone, deadline, server stopped or killed) leaves the message INTERRUPTED with
+   * all that was acknowledged, at once or, if its server died, within 10 seconds. Opening it again with the same
+   * `client_id`, on any server, goes on from `opened.durable_offset`; it takes the message from a stream that is still
+   * open, which is `ABORTED` (`STREAM_TAKEN`). Opening a message that is complete answers `opened` and `finished`.
+   *
+   * A chunk that does not start where the last one ended is `INVALID_ARGUMENT` (`OFFSET_MISMATCH`, with `expected_offset` in
+   * the metadata). The rules for the thread, the session and the turn are those of AppendMessages, for each batch.
+   */
+  streamMessage: {
+    path: "/memory.v1.ConversationService/StreamMessage" as const,
+    requestStream: true as const,
+    responseStream: true as const,
+    requestSerialize: (value: StreamMessageRequest): Buffer => Buffer.from(StreamMessageRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): StreamMessageRequest => StreamMessageRequest.decode(value),
+    responseSerialize: (value: StreamMessageResponse): Buffer =>
+      Buffer.from(StreamMessageResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): StreamMessageResponse => StreamMessageResponse.decode(value),
+  },
+  /**
+   * Follows a thread: what happened after a revision, as far as it is stored, and then what happens.
+   *
+   * Events come in the order of their revisions, each once, without a gap: whoever reconnects, to any server, goes on
+   * after the last revision that it has seen. Two kinds of events have no revision of their own: a bookmark, which comes when
+   * all that is stored was told and about every 15 seconds while nothing happens, and repeats the last one; and what was
+   * before a `cleared` or `ended` event, which is not told any more. A watch of a thread that is deleted ends
+   * with `ended` and OK.
+   *
+   * Everything else that ends a watch can be resumed: `UNAVAILABLE` when the server stops, and `RESOURCE_EXHAUSTED`
+   * (`SLOW_CONSUMER`) when the client leaves what was sent unread for 30 seconds. An `after_revision` that the thread has
+   * not reached is `INVALID_ARGUMENT`.
+   */
+  watchThread: {
+    path: "/memory.v1.ConversationService/WatchThread" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: WatchThreadRequest): Buffer => Buffer.from(WatchThreadRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): WatchThreadRequest => WatchThreadRequest.decode(value),
+    responseSerialize: (value: WatchThreadResponse): Buffer => Buffer.from(WatchThreadResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): WatchThreadResponse => WatchThreadResponse.decode(value),
+  },
+  /** Returns one message. One that was deleted is `NOT_FOUND`, reason `DELETED`. */
   getMessage: {
     path: "/memory.v1.ConversationService/GetMessage" as const,
     requestStream: false as const,
@@ -3634,6 +4972,39 @@ export const ConversationServiceService = {
     requestDeserialize: (value: Buffer): GetMessageRequest => GetMessageRequest.decode(value),
     responseSerialize: (value: GetMessageResponse): Buffer => Buffer.from(GetMessageResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetMessageResponse => GetMessageResponse.decode(value),
+  },
+  /**
+   * Deletes a message: its content and metadata are gone for good. Its place stays empty, and neither its seq nor its
+   * `client_id` is used again. Bundles and the copies that they carried elsewhere stay, and so do summaries, which the
+   * response names. A message that is being streamed is deleted as well; its stream ends with `NOT_FOUND`, reason `DELETED`.
+   */
+  deleteMessage: {
+    path: "/memory.v1.ConversationService/DeleteMessage" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: DeleteMessageRequest): Buffer => Buffer.from(DeleteMessageRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): DeleteMessageRequest => DeleteMessageRequest.decode(value),
+    responseSerialize: (value: DeleteMessageResponse): Buffer =>
+      Buffer.from(DeleteMessageResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): DeleteMessageResponse => DeleteMessageResponse.decode(value),
+  },
+  /**
+   * Wipes a thread in one transaction: its messages, and of all sessions that point to it the turns, the session data, the
+   * checkpoints, the session context, tool calls, prompts and summaries. The thread goes on with the next seq. Preferences,
+   * pinned refs and the state of the sessions, bundles taken from the thread and copies forwarded from it stay, and so does
+   * what model calls cost.
+   *
+   * While another holds the turn: `FAILED_PRECONDITION` (`TURN_HELD`); a stale token is `ABORTED` (`STALE_FENCING_TOKEN`).
+   */
+  clearHistory: {
+    path: "/memory.v1.ConversationService/ClearHistory" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ClearHistoryRequest): Buffer => Buffer.from(ClearHistoryRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ClearHistoryRequest => ClearHistoryRequest.decode(value),
+    responseSerialize: (value: ClearHistoryResponse): Buffer =>
+      Buffer.from(ClearHistoryResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ClearHistoryResponse => ClearHistoryResponse.decode(value),
   },
   /** Lists the user's threads, newest created first. */
   listThreads: {
@@ -3646,7 +5017,8 @@ export const ConversationServiceService = {
     responseDeserialize: (value: Buffer): ListThreadsResponse => ListThreadsResponse.decode(value),
   },
   /**
-   * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay. Appends to it then
+   * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay, and so do the sessions that
+   * point to it, but without their summaries. Its watches end. Appends to it then
    * answer `NOT_FOUND`, reason `DELETED`, until a new session is created that names the thread: it starts again, from
    * seq 1.
    */
@@ -3790,12 +5162,58 @@ export interface ConversationServiceServer extends UntypedServiceImplementation 
    * length.
    */
   listMessages: handleUnaryCall<ListMessagesRequest, ListMessagesResponse>;
-  /** Returns one message. */
+  /**
+   * Writes one message as it is being made, so that what a model has said so far is stored while it speaks.
+   *
+   * The client sends `open`, the server answers `opened`; then the client sends chunks, which the server stores in batches,
+   * at the latest after 250 ms, and acknowledges by the offset up to which everything is durable; `finish` completes the
+   * message, and the server answers `finished` and ends the call. Offsets are bytes of UTF-8.
+   *
+   * A stream that ends in any other way (client gone, deadline, server stopped or killed) leaves the message INTERRUPTED with
+   * all that was acknowledged, at once or, if its server died, within 10 seconds. Opening it again with the same
+   * `client_id`, on any server, goes on from `opened.durable_offset`; it takes the message from a stream that is still
+   * open, which is `ABORTED` (`STREAM_TAKEN`). Opening a message that is complete answers `opened` and `finished`.
+   *
+   * A chunk that does not start where the last one ended is `INVALID_ARGUMENT` (`OFFSET_MISMATCH`, with `expected_offset` in
+   * the metadata). The rules for the thread, the session and the turn are those of AppendMessages, for each batch.
+   */
+  streamMessage: handleBidiStreamingCall<StreamMessageRequest, StreamMessageResponse>;
+  /**
+   * Follows a thread: what happened after a revision, as far as it is stored, and then what happens.
+   *
+   * Events come in the order of their revisions, each once, without a gap: whoever reconnects, to any server, goes on
+   * after the last revision that it has seen. Two kinds of events have no revision of their own: a bookmark, which comes when
+   * all that is stored was told and about every 15 seconds while nothing happens, and repeats the last one; and what was
+   * before a `cleared` or `ended` event, which is not told any more. A watch of a thread that is deleted ends
+   * with `ended` and OK.
+   *
+   * Everything else that ends a watch can be resumed: `UNAVAILABLE` when the server stops, and `RESOURCE_EXHAUSTED`
+   * (`SLOW_CONSUMER`) when the client leaves what was sent unread for 30 seconds. An `after_revision` that the thread has
+   * not reached is `INVALID_ARGUMENT`.
+   */
+  watchThread: handleServerStreamingCall<WatchThreadRequest, WatchThreadResponse>;
+  /** Returns one message. One that was deleted is `NOT_FOUND`, reason `DELETED`. */
   getMessage: handleUnaryCall<GetMessageRequest, GetMessageResponse>;
+  /**
+   * Deletes a message: its content and metadata are gone for good. Its place stays empty, and neither its seq nor its
+   * `client_id` is used again. Bundles and the copies that they carried elsewhere stay, and so do summaries, which the
+   * response names. A message that is being streamed is deleted as well; its stream ends with `NOT_FOUND`, reason `DELETED`.
+   */
+  deleteMessage: handleUnaryCall<DeleteMessageRequest, DeleteMessageResponse>;
+  /**
+   * Wipes a thread in one transaction: its messages, and of all sessions that point to it the turns, the session data, the
+   * checkpoints, the session context, tool calls, prompts and summaries. The thread goes on with the next seq. Preferences,
+   * pinned refs and the state of the sessions, bundles taken from the thread and copies forwarded from it stay, and so does
+   * what model calls cost.
+   *
+   * While another holds the turn: `FAILED_PRECONDITION` (`TURN_HELD`); a stale token is `ABORTED` (`STALE_FENCING_TOKEN`).
+   */
+  clearHistory: handleUnaryCall<ClearHistoryRequest, ClearHistoryResponse>;
   /** Lists the user's threads, newest created first. */
   listThreads: handleUnaryCall<ListThreadsRequest, ListThreadsResponse>;
   /**
-   * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay. Appends to it then
+   * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay, and so do the sessions that
+   * point to it, but without their summaries. Its watches end. Appends to it then
    * answer `NOT_FOUND`, reason `DELETED`, until a new session is created that names the thread: it starts again, from
    * seq 1.
    */
@@ -3884,7 +5302,47 @@ export interface ConversationServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListMessagesResponse) => void,
   ): ClientUnaryCall;
-  /** Returns one message. */
+  /**
+   * Writes one message as it is being made, so that what a model has said so far is stored while it speaks.
+   *
+   * The client sends `open`, the server answers `opened`; then the client sends chunks, which the server stores in batches,
+   * at the latest after 250 ms, and acknowledges by the offset up to which everything is durable; `finish` completes the
+   * message, and the server answers `finished` and ends the call. Offsets are bytes of UTF-8.
+   *
+   * A stream that ends in any other way (client gone, deadline, server stopped or killed) leaves the message INTERRUPTED with
+   * all that was acknowledged, at once or, if its server died, within 10 seconds. Opening it again with the same
+   * `client_id`, on any server, goes on from `opened.durable_offset`; it takes the message from a stream that is still
+   * open, which is `ABORTED` (`STREAM_TAKEN`). Opening a message that is complete answers `opened` and `finished`.
+   *
+   * A chunk that does not start where the last one ended is `INVALID_ARGUMENT` (`OFFSET_MISMATCH`, with `expected_offset` in
+   * the metadata). The rules for the thread, the session and the turn are those of AppendMessages, for each batch.
+   */
+  streamMessage(): ClientDuplexStream<StreamMessageRequest, StreamMessageResponse>;
+  streamMessage(options: Partial<CallOptions>): ClientDuplexStream<StreamMessageRequest, StreamMessageResponse>;
+  streamMessage(
+    metadata: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientDuplexStream<StreamMessageRequest, StreamMessageResponse>;
+  /**
+   * Follows a thread: what happened after a revision, as far as it is stored, and then what happens.
+   *
+   * Events come in the order of their revisions, each once, without a gap: whoever reconnects, to any server, goes on
+   * after the last revision that it has seen. Two kinds of events have no revision of their own: a bookmark, which comes when
+   * all that is stored was told and about every 15 seconds while nothing happens, and repeats the last one; and what was
+   * before a `cleared` or `ended` event, which is not told any more. A watch of a thread that is deleted ends
+   * with `ended` and OK.
+   *
+   * Everything else that ends a watch can be resumed: `UNAVAILABLE` when the server stops, and `RESOURCE_EXHAUSTED`
+   * (`SLOW_CONSUMER`) when the client leaves what was sent unread for 30 seconds. An `after_revision` that the thread has
+   * not reached is `INVALID_ARGUMENT`.
+   */
+  watchThread(request: WatchThreadRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchThreadResponse>;
+  watchThread(
+    request: WatchThreadRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<WatchThreadResponse>;
+  /** Returns one message. One that was deleted is `NOT_FOUND`, reason `DELETED`. */
   getMessage(
     request: GetMessageRequest,
     callback: (error: ServiceError | null, response: GetMessageResponse) => void,
@@ -3899,6 +5357,49 @@ export interface ConversationServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetMessageResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Deletes a message: its content and metadata are gone for good. Its place stays empty, and neither its seq nor its
+   * `client_id` is used again. Bundles and the copies that they carried elsewhere stay, and so do summaries, which the
+   * response names. A message that is being streamed is deleted as well; its stream ends with `NOT_FOUND`, reason `DELETED`.
+   */
+  deleteMessage(
+    request: DeleteMessageRequest,
+    callback: (error: ServiceError | null, response: DeleteMessageResponse) => void,
+  ): ClientUnaryCall;
+  deleteMessage(
+    request: DeleteMessageRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: DeleteMessageResponse) => void,
+  ): ClientUnaryCall;
+  deleteMessage(
+    request: DeleteMessageRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: DeleteMessageResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Wipes a thread in one transaction: its messages, and of all sessions that point to it the turns, the session data, the
+   * checkpoints, the session context, tool calls, prompts and summaries. The thread goes on with the next seq. Preferences,
+   * pinned refs and the state of the sessions, bundles taken from the thread and copies forwarded from it stay, and so does
+   * what model calls cost.
+   *
+   * While another holds the turn: `FAILED_PRECONDITION` (`TURN_HELD`); a stale token is `ABORTED` (`STALE_FENCING_TOKEN`).
+   */
+  clearHistory(
+    request: ClearHistoryRequest,
+    callback: (error: ServiceError | null, response: ClearHistoryResponse) => void,
+  ): ClientUnaryCall;
+  clearHistory(
+    request: ClearHistoryRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ClearHistoryResponse) => void,
+  ): ClientUnaryCall;
+  clearHistory(
+    request: ClearHistoryRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ClearHistoryResponse) => void,
   ): ClientUnaryCall;
   /** Lists the user's threads, newest created first. */
   listThreads(
@@ -3917,7 +5418,8 @@ export interface ConversationServiceClient extends Client {
     callback: (error: ServiceError | null, response: ListThreadsResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay. Appends to it then
+   * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay, and so do the sessions that
+   * point to it, but without their summaries. Its watches end. Appends to it then
    * answer `NOT_FOUND`, reason `DELETED`, until a new session is created that names the thread: it starts again, from
    * seq 1.
    */

@@ -11,7 +11,9 @@ import {
   type ChannelCredentials,
   Client,
   type ClientOptions,
+  type ClientReadableStream,
   type ClientUnaryCall,
+  type handleServerStreamingCall,
   type handleUnaryCall,
   makeGenericClientConstructor,
   type Metadata,
@@ -25,11 +27,65 @@ import { Bundle, Handoff } from "./bundle.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, MessageSelection } from "./message.ts";
 import { Session } from "./session.ts";
+import { Bookmark } from "./thread_event.ts";
 import { StateCheckpoint } from "./turn.ts";
 
 export const protobufPackage = "memory.v1";
 
 export const protobufFileName = "memory/v1/memory_service.proto";
+
+/** The request of WatchSession. */
+export interface WatchSessionRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. The last revision that is known: what came after it is told. 0 starts with the session as it is now. */
+  afterRevision: number;
+}
+
+/** The response of WatchSession. */
+export interface WatchSessionResponse {
+  /** The session's revision. A bookmark repeats the last one. */
+  revision: number;
+  /** What is told. */
+  event:
+    | //
+    /** The session as it is now. */
+    { $case: "session"; value: Session }
+    | //
+    /** Nothing has changed since the revision. */
+    { $case: "bookmark"; value: Bookmark }
+    | //
+    /** The session is over. The last event. */
+    { $case: "ended"; value: SessionEnded }
+    | undefined;
+}
+
+/** A session is over. */
+export interface SessionEnded {
+  /** Why. */
+  reason: SessionEnded_Reason;
+}
+
+/** Why a session is over. */
+export const SessionEnded_Reason = {
+  /** UNSPECIFIED - Not set. */
+  UNSPECIFIED: 0,
+  /** ENDED - It was ended. The session with its `end_time` was told before. */
+  ENDED: 1,
+  /** EXPIRED - It has expired. */
+  EXPIRED: 2,
+  /** DELETED - It was deleted. */
+  DELETED: 3,
+} as const;
+
+export type SessionEnded_Reason = typeof SessionEnded_Reason[keyof typeof SessionEnded_Reason];
+
+export namespace SessionEnded_Reason {
+  export type UNSPECIFIED = typeof SessionEnded_Reason.UNSPECIFIED;
+  export type ENDED = typeof SessionEnded_Reason.ENDED;
+  export type EXPIRED = typeof SessionEnded_Reason.EXPIRED;
+  export type DELETED = typeof SessionEnded_Reason.DELETED;
+}
 
 /** The request of UpsertSession. */
 export interface UpsertSessionRequest {
@@ -454,6 +510,238 @@ export interface RestoreSessionStateResponse {
   /** The session with its state set back. */
   session: Session | undefined;
 }
+
+function createBaseWatchSessionRequest(): WatchSessionRequest {
+  return { sessionId: "", afterRevision: 0 };
+}
+
+export const WatchSessionRequest: MessageFns<WatchSessionRequest> = {
+  encode(message: WatchSessionRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.afterRevision !== 0) {
+      writer.uint32(16).int64(message.afterRevision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchSessionRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchSessionRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.afterRevision = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<WatchSessionRequest>, I>>(base?: I): WatchSessionRequest {
+    return WatchSessionRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchSessionRequest>, I>>(object: I): WatchSessionRequest {
+    const message = createBaseWatchSessionRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.afterRevision = object.afterRevision ?? 0;
+    return message;
+  },
+};
+
+function createBaseWatchSessionResponse(): WatchSessionResponse {
+  return { revision: 0, event: undefined };
+}
+
+export const WatchSessionResponse: MessageFns<WatchSessionResponse> = {
+  encode(message: WatchSessionResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.revision !== 0) {
+      writer.uint32(8).int64(message.revision);
+    }
+    switch (message.event?.$case) {
+      case "session":
+        Session.encode(message.event.value, writer.uint32(18).fork()).join();
+        break;
+      case "bookmark":
+        Bookmark.encode(message.event.value, writer.uint32(26).fork()).join();
+        break;
+      case "ended":
+        SessionEnded.encode(message.event.value, writer.uint32(34).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchSessionResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchSessionResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.event = { $case: "session", value: Session.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.event = { $case: "bookmark", value: Bookmark.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.event = { $case: "ended", value: SessionEnded.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<WatchSessionResponse>, I>>(base?: I): WatchSessionResponse {
+    return WatchSessionResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchSessionResponse>, I>>(object: I): WatchSessionResponse {
+    const message = createBaseWatchSessionResponse();
+    message.revision = object.revision ?? 0;
+    switch (object.event?.$case) {
+      case "session": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "session", value: Session.fromPartial(object.event.value) };
+        }
+        break;
+      }
+      case "bookmark": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "bookmark", value: Bookmark.fromPartial(object.event.value) };
+        }
+        break;
+      }
+      case "ended": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "ended", value: SessionEnded.fromPartial(object.event.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseSessionEnded(): SessionEnded {
+  return { reason: 0 };
+}
+
+export const SessionEnded: MessageFns<SessionEnded> = {
+  encode(message: SessionEnded, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.reason !== 0) {
+      writer.uint32(8).int32(message.reason);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SessionEnded {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSessionEnded();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.reason = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SessionEnded>, I>>(base?: I): SessionEnded {
+    return SessionEnded.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SessionEnded>, I>>(object: I): SessionEnded {
+    const message = createBaseSessionEnded();
+    message.reason = object.reason ?? 0;
+    return message;
+  },
+};
 
 function createBaseUpsertSessionRequest(): UpsertSessionRequest {
   return {
@@ -3446,6 +3734,23 @@ export const MemoryServiceService = {
       Buffer.from(DeleteSessionResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): DeleteSessionResponse => DeleteSessionResponse.decode(value),
   },
+  /**
+   * Follows a session: as it is now, if it has changed after a revision, and then whenever it changes. Of changes that
+   * come faster than they are told, the last one is told. Revisions only grow. Activity alone is no change.
+   *
+   * The watch ends with `ended` and OK when the session has ended, has expired or was deleted. Bookmarks, and everything else
+   * that ends a watch, are those of ConversationService.WatchThread.
+   */
+  watchSession: {
+    path: "/memory.v1.MemoryService/WatchSession" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: WatchSessionRequest): Buffer => Buffer.from(WatchSessionRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): WatchSessionRequest => WatchSessionRequest.decode(value),
+    responseSerialize: (value: WatchSessionResponse): Buffer =>
+      Buffer.from(WatchSessionResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): WatchSessionResponse => WatchSessionResponse.decode(value),
+  },
   /** Records what a session touched: files, searches, decisions, memories. */
   appendSessionContext: {
     path: "/memory.v1.MemoryService/AppendSessionContext" as const,
@@ -3604,6 +3909,14 @@ export interface MemoryServiceServer extends UntypedServiceImplementation {
    * that name the session answer `NOT_FOUND`, reason `DELETED`.
    */
   deleteSession: handleUnaryCall<DeleteSessionRequest, DeleteSessionResponse>;
+  /**
+   * Follows a session: as it is now, if it has changed after a revision, and then whenever it changes. Of changes that
+   * come faster than they are told, the last one is told. Revisions only grow. Activity alone is no change.
+   *
+   * The watch ends with `ended` and OK when the session has ended, has expired or was deleted. Bookmarks, and everything else
+   * that ends a watch, are those of ConversationService.WatchThread.
+   */
+  watchSession: handleServerStreamingCall<WatchSessionRequest, WatchSessionResponse>;
   /** Records what a session touched: files, searches, decisions, memories. */
   appendSessionContext: handleUnaryCall<AppendSessionContextRequest, AppendSessionContextResponse>;
   /** Returns what a session touched. */
@@ -3756,6 +4069,22 @@ export interface MemoryServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: DeleteSessionResponse) => void,
   ): ClientUnaryCall;
+  /**
+   * Follows a session: as it is now, if it has changed after a revision, and then whenever it changes. Of changes that
+   * come faster than they are told, the last one is told. Revisions only grow. Activity alone is no change.
+   *
+   * The watch ends with `ended` and OK when the session has ended, has expired or was deleted. Bookmarks, and everything else
+   * that ends a watch, are those of ConversationService.WatchThread.
+   */
+  watchSession(
+    request: WatchSessionRequest,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<WatchSessionResponse>;
+  watchSession(
+    request: WatchSessionRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<WatchSessionResponse>;
   /** Records what a session touched: files, searches, decisions, memories. */
   appendSessionContext(
     request: AppendSessionContextRequest,

@@ -37,7 +37,31 @@ export namespace MessageRole {
   export type TOOL = typeof MessageRole.TOOL;
 }
 
-/** One message of a thread. Messages are immutable once appended. */
+/** How far a message has come. */
+export const MessageState = {
+  /** UNSPECIFIED - Not set. */
+  UNSPECIFIED: 0,
+  /** COMPLETE - It is whole. */
+  COMPLETE: 1,
+  /** STREAMING - StreamMessage is writing it. Its content is what is stored so far. */
+  STREAMING: 2,
+  /** INTERRUPTED - Its stream broke before it was finished. Its content is what was stored until then; StreamMessage can go on with it. */
+  INTERRUPTED: 3,
+} as const;
+
+export type MessageState = typeof MessageState[keyof typeof MessageState];
+
+export namespace MessageState {
+  export type UNSPECIFIED = typeof MessageState.UNSPECIFIED;
+  export type COMPLETE = typeof MessageState.COMPLETE;
+  export type STREAMING = typeof MessageState.STREAMING;
+  export type INTERRUPTED = typeof MessageState.INTERRUPTED;
+}
+
+/**
+ * One message of a thread. Messages are immutable once appended, but for those that StreamMessage writes, which grow until
+ * they are finished.
+ */
 export interface Message {
   /** Output only. The message's id, a UUIDv7. */
   id: string;
@@ -70,8 +94,18 @@ export interface Message {
   createTime:
     | Timestamp
     | undefined;
-  /** Output only. The tokens of the content, counted by the tenant's tokenizer when the message was stored. */
+  /**
+   * Output only. The tokens of the content, counted by the tenant's tokenizer when the message was stored.
+   * 0 as long as StreamMessage is writing it.
+   */
   tokenCount: number;
+  /** Output only. How far the message has come. */
+  state: MessageState;
+  /**
+   * Output only. When the message was deleted. Absent if it was not. A deleted message has neither content nor metadata; only
+   * WatchThread returns it, where it tells what was appended.
+   */
+  deleteTime: Timestamp | undefined;
 }
 
 /** The provenance of a message that a bundle carried into a thread. */
@@ -100,7 +134,11 @@ export interface Thread {
     | Timestamp
     | undefined;
   /** Output only. When the newest message was stored. */
-  updateTime: Timestamp | undefined;
+  updateTime:
+    | Timestamp
+    | undefined;
+  /** Output only. The thread's revision, which grows by one with each event that WatchThread tells. */
+  revision: number;
 }
 
 /** Which messages of a source thread are meant. */
@@ -145,6 +183,8 @@ function createBaseMessage(): Message {
     forwardedFrom: undefined,
     createTime: undefined,
     tokenCount: 0,
+    state: 0,
+    deleteTime: undefined,
   };
 }
 
@@ -185,6 +225,12 @@ export const Message: MessageFns<Message> = {
     }
     if (message.tokenCount !== 0) {
       writer.uint32(96).int32(message.tokenCount);
+    }
+    if (message.state !== 0) {
+      writer.uint32(104).int32(message.state);
+    }
+    if (message.deleteTime !== undefined) {
+      Timestamp.encode(message.deleteTime, writer.uint32(114).fork()).join();
     }
     return writer;
   },
@@ -298,6 +344,22 @@ export const Message: MessageFns<Message> = {
             message.tokenCount = reader.int32();
             continue;
           }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.deleteTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -331,6 +393,10 @@ export const Message: MessageFns<Message> = {
       ? Timestamp.fromPartial(object.createTime)
       : undefined;
     message.tokenCount = object.tokenCount ?? 0;
+    message.state = object.state ?? 0;
+    message.deleteTime = (object.deleteTime !== undefined && object.deleteTime !== null)
+      ? Timestamp.fromPartial(object.deleteTime)
+      : undefined;
     return message;
   },
 };
@@ -427,7 +493,7 @@ export const ForwardedFrom: MessageFns<ForwardedFrom> = {
 };
 
 function createBaseThread(): Thread {
-  return { threadId: "", lastSeq: 0, createTime: undefined, updateTime: undefined };
+  return { threadId: "", lastSeq: 0, createTime: undefined, updateTime: undefined, revision: 0 };
 }
 
 export const Thread: MessageFns<Thread> = {
@@ -443,6 +509,9 @@ export const Thread: MessageFns<Thread> = {
     }
     if (message.updateTime !== undefined) {
       Timestamp.encode(message.updateTime, writer.uint32(34).fork()).join();
+    }
+    if (message.revision !== 0) {
+      writer.uint32(40).int64(message.revision);
     }
     return writer;
   },
@@ -492,6 +561,14 @@ export const Thread: MessageFns<Thread> = {
             message.updateTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -517,6 +594,7 @@ export const Thread: MessageFns<Thread> = {
     message.updateTime = (object.updateTime !== undefined && object.updateTime !== null)
       ? Timestamp.fromPartial(object.updateTime)
       : undefined;
+    message.revision = object.revision ?? 0;
     return message;
   },
 };

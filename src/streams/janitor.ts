@@ -1,0 +1,79 @@
+import type { Logger } from 'pino';
+import { v7 as uuidv7 } from 'uuid';
+import type { Changes } from '../db/changes.ts';
+import type { Database } from '../db/pool.ts';
+import { jobsPool } from '../db/queue.ts';
+import { type Scope, type Stamp, transaction } from '../db/transaction.ts';
+import { describe } from '../rpc/observe.ts';
+import type { Background } from '../server.ts';
+import { forgetStream, interruptStream, staleStreams } from './repository.ts';
+
+const EVERY_MS = 1000;
+const LIMIT_MS = 10_000;
+
+// Over the tenants, as the role that may see where streams are, but nothing of them.
+const STALE_TENANTS = `
+  select distinct tenant_id as tenant, env from message_streams where expire_time <= clock_timestamp() limit 1000`;
+
+const stamp = (): Stamp => ({
+  actor: 'memoryd',
+  method: 'streams.interrupt',
+  requestId: null,
+  fingerprint: null,
+  eventId: uuidv7(),
+  traceId: '',
+  requester: '',
+});
+
+/** Marks the streams as interrupted whose servers are gone. Each process looks, and one of them finds it first. */
+export function startJanitor(
+  connectionString: string | undefined,
+  database: Database,
+  changes: Changes,
+  log: Logger,
+): Background {
+  const pool = jobsPool(connectionString, 1);
+  let stopping = false;
+  let timer: NodeJS.Timeout;
+  let round: Promise<void> = Promise.resolve();
+
+  async function look(): Promise<void> {
+    const { rows } = await pool.query<{ tenant: string; env: string }>(STALE_TENANTS);
+    for (const row of rows) await interruptAll(database, row, changes);
+  }
+
+  function next(): void {
+    timer = setTimeout(() => {
+      round = look()
+        .catch((error) => {
+          if (!stopping) log.debug({ err: describe(error) }, 'looking for broken streams');
+        })
+        .then(() => {
+          if (!stopping) next();
+        });
+    }, EVERY_MS);
+  }
+  next();
+  return {
+    async stop() {
+      stopping = true;
+      clearTimeout(timer);
+      await round;
+      await pool.end();
+    },
+  };
+}
+
+async function interruptAll(database: Database, { tenant, env }: Omit<Scope, 'user'>, changes: Changes): Promise<void> {
+  const limits = () => ({ deadline: Date.now() + LIMIT_MS });
+  const nobody = { tenant, env, user: '' };
+  const stale = await transaction(database, nobody, undefined, limits(), { repeatable: true }, staleStreams);
+  for (const { messageId, writer, userId, there } of stale) {
+    const scope = { ...nobody, user: userId };
+    await transaction(database, scope, stamp(), limits(), { repeatable: true }, async (tx) => {
+      if (there) await interruptStream(tx, messageId, writer);
+      else await forgetStream(tx, messageId, writer);
+    });
+    changes.tell(scope);
+  }
+}

@@ -1,0 +1,180 @@
+import type { Changes } from '../db/changes.ts';
+import { Interrupted } from '../db/failure.ts';
+import type { Database } from '../db/pool.ts';
+import { reader, type Scope, type TenantDb } from '../db/transaction.ts';
+import { type Known, movedOf, type SubjectKind } from './repository.ts';
+
+/** How often a tenant is asked for news: soon after the last ones, and ever more rarely while there are none. */
+const BUSY_MS = 100;
+const IDLE_MS = 1000;
+const SLOWER = 1.5;
+/** A process asks at most so often in a second: of very many tenants each is then asked more rarely. */
+const POLLS_PER_SECOND = 500;
+/** Of so many subjects at once. */
+const BATCH = 2000;
+const READ_MS = 10_000;
+
+/** A thread or session that somebody watches. */
+interface Subject extends Known {
+  kind: SubjectKind;
+  group: Group;
+  watchers: number;
+  /** Grows whenever there may be news. */
+  version: number;
+  waiting: Set<() => void>;
+  /** Reads under way, by position: watchers of the same position share one. */
+  reads: Map<number, Promise<unknown>>;
+}
+
+/** The subjects of a tenant and env, by user and by kind and id. */
+interface Group {
+  scope: Scope;
+  users: Map<string, Map<string, Subject>>;
+  interval: number;
+  timer: NodeJS.Timeout | undefined;
+}
+
+export interface Watch {
+  /** Reads what comes after a position, once for all watches of the subject that are there. */
+  read<Page>(after: number, read: (db: TenantDb) => Promise<Page>): Promise<Page>;
+  /** That a revision was seen. */
+  saw(revision: number): void;
+  /** Resolves when there may be news since the last read began, or after so many milliseconds. */
+  news(ms: number, signal: AbortSignal): Promise<void>;
+  close(): void;
+}
+
+export interface Watches {
+  open(scope: Scope, kind: SubjectKind, id: string): Watch;
+  /** How many subjects are watched. */
+  readonly count: number;
+}
+
+/**
+ * Finds out for all watches of a process what has changed: at once if this process changed it, else by asking the database,
+ * with one statement for all threads, and one for all sessions, that are watched of a tenant and env.
+ */
+export function watches(database: Database, changes: Changes): Watches {
+  const groups = new Map<string, Group>();
+
+  changes.listen(({ tenant, env, user }) => {
+    const subjects = groups.get(groupKey(tenant, env))?.users.get(user);
+    if (subjects) for (const subject of subjects.values()) wake(subject);
+  });
+
+  function schedule(group: Group): void {
+    const spread = Math.max(1, (groups.size * 1000) / POLLS_PER_SECOND / IDLE_MS);
+    group.timer = setTimeout(() => poll(group), group.interval * spread);
+    group.timer.unref();
+  }
+
+  async function poll(group: Group): Promise<void> {
+    const db = reader(database, group.scope, { deadline: Date.now() + READ_MS });
+    let moved = 0;
+    try {
+      for (const kind of ['thread', 'session'] as const) {
+        const subjects = subjectsOf(group).filter((subject) => subject.kind === kind);
+        for (let from = 0; from < subjects.length; from += BATCH) {
+          for (const subject of await movedOf(db, kind, subjects.slice(from, from + BATCH))) {
+            moved++;
+            wake(subject);
+          }
+        }
+      }
+    } catch {
+      // The database is away, or too slow: the watches themselves tell their clients when they read.
+    }
+    group.interval = moved > 0 ? BUSY_MS : Math.min(IDLE_MS, group.interval * SLOWER);
+    if (group.users.size > 0) schedule(group);
+  }
+
+  function groupOf(scope: Scope): Group {
+    const key = groupKey(scope.tenant, scope.env);
+    let group = groups.get(key);
+    if (!group) {
+      group = { scope: { ...scope, user: '' }, users: new Map(), interval: BUSY_MS, timer: undefined };
+      groups.set(key, group);
+      schedule(group);
+    }
+    return group;
+  }
+
+  function leave(subject: Subject): void {
+    const { group, user } = subject;
+    if (--subject.watchers > 0) return;
+    const others = group.users.get(user)!;
+    others.delete(subjectKey(subject));
+    if (others.size === 0) group.users.delete(user);
+    if (group.users.size > 0) return;
+    clearTimeout(group.timer);
+    groups.delete(groupKey(group.scope.tenant, group.scope.env));
+  }
+
+  return {
+    get count() {
+      return [...groups.values()].reduce((sum, group) => sum + subjectsOf(group).length, 0);
+    },
+
+    open(scope, kind, id) {
+      const group = groupOf(scope);
+      const { user } = scope;
+      const subjects = group.users.get(user) ?? new Map<string, Subject>();
+      group.users.set(user, subjects);
+      const key = subjectKey({ kind, id });
+      const fresh = { kind, user, id, group, revision: 0, watchers: 0, version: 0 };
+      const subject = subjects.get(key) ?? { ...fresh, waiting: new Set(), reads: new Map() };
+      subjects.set(key, subject);
+      subject.watchers++;
+      let read = -1;
+      let closed = false;
+      return {
+        read(after, work) {
+          read = subject.version;
+          const shared = subject.reads.get(after);
+          if (shared) return shared as ReturnType<typeof work>;
+          const own = work(reader(database, scope, { deadline: Date.now() + READ_MS }));
+          subject.reads.set(after, own);
+          const forget = () => subject.reads.get(after) === own && subject.reads.delete(after);
+          own.then(forget, forget);
+          return own;
+        },
+        saw(revision) {
+          subject.revision = Math.max(subject.revision, revision);
+        },
+        news: (ms, signal) => (subject.version > read ? Promise.resolve() : waitFor(subject, ms, signal)),
+        close() {
+          if (!closed) leave(subject);
+          closed = true;
+        },
+      };
+    },
+  };
+}
+
+const groupKey = (tenant: string, env: string) => `${tenant}/${env}`; // slugs
+const subjectKey = ({ kind, id }: { kind: SubjectKind; id: string }) => `${kind}/${id}`;
+const subjectsOf = (group: Group) => [...group.users.values()].flatMap((subjects) => [...subjects.values()]);
+
+function wake(subject: Subject): void {
+  subject.version++;
+  subject.reads.clear(); // what they find may be older
+  for (const resolve of subject.waiting) resolve();
+  subject.waiting.clear();
+}
+
+function waitFor(subject: Subject, ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const settle = (how: () => void) => () => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', abort);
+      subject.waiting.delete(woken);
+      how();
+    };
+    const woken = settle(resolve);
+    const abort = settle(() => reject(new Interrupted('the call is over')));
+    const timer = setTimeout(woken, ms);
+    signal.addEventListener('abort', abort);
+    subject.waiting.add(woken);
+    if (signal.aborted) abort();
+  });
+}

@@ -87,7 +87,7 @@ describe('database roles', () => {
     }
   });
 
-  it('shows memoryd_jobs the directory and its jobs, and no tenant', async () => {
+  it('shows memoryd_jobs the directory, its jobs and where streams are, and nothing else of a tenant', async () => {
     const rights = await runSql(
       ownerUrl(),
       `select c.oid::regclass::text as name, p.privilege from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (privilege)
@@ -102,8 +102,17 @@ describe('database roles', () => {
     const jobs = new URL(appUrl());
     [jobs.username, jobs.password] = ['memoryd_jobs', 'jobs'];
     const settings = { tenant: tenant, env: 'dev' };
+    const columns = await runSql(
+      ownerUrl(),
+      `select c.relname || '.' || a.attname as name from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+       where c.relname = any ($1) and c.relnamespace = 'public'::regnamespace
+         and has_column_privilege('memoryd_jobs', c.oid, a.attnum, 'select, insert, update, references') order by a.attnum`,
+      [protectedTables],
+    );
+    const where = ['tenant_id', 'env', 'expire_time'].map((name) => ({ name: `message_streams.${name}` }));
+    expect(columns).to.deep.equal(where);
     for (const table of protectedTables) {
-      const select: [string] = [`select from ${table}`];
+      const select: [string] = [`select * from ${table}`];
       expect(await refusal(as(jobs.href, settings, select)), table).to.equal(REFUSED);
       expect(await refusal(as(appUrl(), { ...settings, role: 'memoryd_jobs' }, select)), table).to.equal(REFUSED);
     }

@@ -89,8 +89,14 @@ function decode<Request>(method: Method<Request, any, any, any>, bytes: Buffer):
 const decodingFault = ({ name, message }: Error) =>
   name === 'RangeError' && message !== TOO_DEEP ? 'it ends too early' : message;
 
+// Not by `for await`, which destroys the stream when a message is refused: the client would never learn why.
 async function* decodeAll(method: AnyMethod, stream: AsyncIterable<Buffer>): AsyncIterable<any> {
-  for await (const bytes of stream) yield decode(method, bytes);
+  const messages = stream[Symbol.asyncIterator]();
+  for (;;) {
+    const { done, value } = await messages.next();
+    if (done) return;
+    yield decode(method, value);
+  }
 }
 
 function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: Call) => any, access: Access) {

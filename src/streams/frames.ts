@@ -1,6 +1,6 @@
 import { status } from '@grpc/grpc-js';
 import { Interrupted } from '../db/failure.ts';
-import type { StreamFinish, StreamMessageRequest, StreamOpen } from '../gen/memory/v1/conversation_service.ts';
+import type { StreamMessageRequest, StreamOpen } from '../gen/memory/v1/conversation_service.ts';
 import { MessageRole } from '../gen/memory/v1/message.ts';
 import { invalid, RpcError } from '../rpc/errors.ts';
 import { Check } from '../rpc/validate.ts';
@@ -40,47 +40,48 @@ export function framesOf(
   };
 }
 
-export function openOf(frame: Frame): StreamOpen {
-  if (frame.$case !== 'open') throw misplaced('open', 'required, and first');
-  const open = frame.value;
-  const check = new Check();
-  checkTarget(check, open, 'open.');
-  check.oneOf('open.role', open.role, MessageRole);
-  check.id('open.client_id', open.clientId);
-  check.optionalId('open.tool_call_id', open.toolCallId);
-  check.done();
-  return open;
-}
-
-/** The text of a chunk, which must start where the text so far ends. */
-export function chunkOf(frame: Frame, expected: number): string {
-  if (frame.$case !== 'chunk') throw misplaced(frame.$case, 'only once, and first');
-  const { offset, text } = frame.value;
-  const check = new Check();
-  check.seq('chunk.offset', offset);
-  check.content('chunk.text', text, CHUNK_BYTES);
-  const total = expected + Buffer.byteLength(text);
-  check.that(total <= CONTENT_BYTES, 'chunk.text', `the message is over ${CONTENT_BYTES / 1024} KiB`);
-  check.done();
-  if (offset !== expected) {
-    throw new RpcError(
-      status.INVALID_ARGUMENT,
-      'OFFSET_MISMATCH',
-      `chunk.offset: the text so far ends at ${expected}, not at ${offset}`,
-      {
-        metadata: { expected_offset: String(expected) },
-        violations: [{ field: 'chunk.offset', description: `not ${expected}` }],
-      },
-    );
+function checkFrame(check: Check, frame: Frame): void {
+  if (frame.$case === 'chunk') {
+    check.seq('chunk.offset', frame.value.offset);
+    check.content('chunk.text', frame.value.text, CHUNK_BYTES);
+  } else if (frame.$case === 'finish') {
+    check.struct('finish.metadata', frame.value.metadata);
+  } else {
+    checkTarget(check, frame.value, 'open.');
+    check.oneOf('open.role', frame.value.role, MessageRole);
+    check.id('open.client_id', frame.value.clientId);
+    check.optionalId('open.tool_call_id', frame.value.toolCallId);
   }
-  return text;
 }
 
-export function checkFinish({ metadata }: StreamFinish): void {
+/** The first frame. */
+export function openOf(frame: Frame): StreamOpen {
   const check = new Check();
-  check.struct('finish.metadata', metadata);
+  checkFrame(check, frame);
+  check.that(frame.$case === 'open', 'open', 'required, and first');
   check.done();
+  return frame.value as StreamOpen;
 }
+
+/** One of the other frames, where the text so far ends at `expected`. */
+export function laterFrame(frame: Frame, expected: number): Exclude<Frame, { $case: 'open' }> {
+  const check = new Check();
+  checkFrame(check, frame);
+  if (frame.$case === 'chunk') {
+    const total = expected + Buffer.byteLength(frame.value.text);
+    check.that(total <= CONTENT_BYTES, 'chunk.text', `the message is over ${CONTENT_BYTES / 1024} KiB`);
+  }
+  check.that(frame.$case !== 'open', 'open', 'only once, and first');
+  check.done();
+  if (frame.$case === 'chunk' && frame.value.offset !== expected) throw offsetMismatch(expected);
+  return frame as Exclude<Frame, { $case: 'open' }>;
+}
+
+const offsetMismatch = (expected: number) =>
+  new RpcError(status.INVALID_ARGUMENT, 'OFFSET_MISMATCH', `chunk.offset: the text so far ends at ${expected}`, {
+    metadata: { expected_offset: String(expected) },
+    violations: [{ field: 'chunk.offset', description: `not ${expected}` }],
+  });
 
 /** What a promise comes to, or undefined if that takes longer than so many milliseconds. */
 export async function within<T>(promise: Promise<T>, ms: number): Promise<T | undefined> {

@@ -14,7 +14,7 @@ import type { Handlers } from '../rpc/implement.ts';
 import { appendMessages, clientIdReused, requireThread, whyNotAppended, whyNotWritten } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import type { JsonObject } from '../wire/struct.ts';
-import { checkFinish, chunkOf, framesOf, openOf, within } from './frames.ts';
+import { framesOf, laterFrame, openOf, within } from './frames.ts';
 import {
   findStreamed,
   finishStream,
@@ -54,13 +54,15 @@ export const streamHandlers: Pick<Handlers<typeof ConversationServiceService>, '
         const frame = full || due <= 0 ? undefined : await within(next, due);
         if (!frame && stream.pending) yield await store(call, stream);
         else if (!frame) await keep(call, stream);
-        else if (frame.$case === 'finish') {
-          checkFinish(frame.value);
-          if (stream.pending) yield await store(call, stream);
-          yield finished(await finish(call, stream, frame.value.metadata));
-        } else {
-          stream.pending += chunkOf(frame, stream.stored + Buffer.byteLength(stream.pending));
-          next = frames.next();
+        else {
+          const { $case, value } = laterFrame(frame, stream.stored + Buffer.byteLength(stream.pending));
+          if ($case === 'chunk') {
+            stream.pending += value.text;
+            next = frames.next();
+          } else {
+            if (stream.pending) yield await store(call, stream);
+            yield finished(await finish(call, stream, value.metadata));
+          }
         }
       }
     } finally {

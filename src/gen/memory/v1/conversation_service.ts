@@ -161,7 +161,7 @@ export interface StreamOpen {
 
 /** More of a message's text. */
 export interface StreamChunk {
-  /** Required. Where the text starts in the message, in bytes of UTF-8. Not negative. */
+  /** Where the text starts in the message, in bytes of UTF-8: where the last chunk ended. Not negative. */
   offset: number;
   /** Required. The text, at most 64 KiB of UTF-8 without NUL. The whole message is at most 256 KiB. */
   text: string;
@@ -360,7 +360,10 @@ export interface CommitTurnRequest {
   fencingToken: number;
   /** Optional. Messages to append, at most 100. */
   messages: Message[];
-  /** Optional. Ids of messages of the thread that belong to the turn, at most 100, such as the question. */
+  /**
+   * Optional. Ids of messages of the thread that belong to the turn, at most 100, such as the question, or an answer that
+   * StreamMessage wrote.
+   */
   messageIds: string[];
   /** Optional. The turn to record. */
   turn:
@@ -603,7 +606,7 @@ export interface Context {
   latestTurn:
     | Turn
     | undefined;
-  /** The newest messages, oldest first, without a gap. */
+  /** The newest messages, oldest first, without a gap, but for those that were deleted or are still being streamed. */
   messages: Message[];
   /** Tokens of all sections together. */
   tokenCount: number;
@@ -625,7 +628,7 @@ export interface SectionCount {
 export interface Truncation {
   /** The section. */
   section: ContextSection;
-  /** How many items were left out. */
+  /** How many items were left out. Messages are counted by seq, so that deleted ones count as well. */
   leftOut: number;
   /** Why: `SECTION_BUDGET`, `MAX_TOKENS`, `LAST_N`, `SIZE`, or `SUMMARY` for messages that a summary stands for. */
   reason: string;

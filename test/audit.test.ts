@@ -118,6 +118,16 @@ describe('audit', () => {
       () => ({ action: 'handoffs.ack', actor: 'service', userId: '', resource: `handoffs/${handoffId}` }),
       scoped,
     );
+    const { messages } = await conversation.listMessages({ threadId: 's' }, as('user'));
+    await change(conversation.deleteMessage, { messageId: messages[0]!.id }, () => ({
+      action: 'messages.delete',
+      resource: `messages/${messages[0]!.id}`,
+    }));
+    await change(conversation.clearHistory, { sessionId: id }, () => ({
+      action: 'threads.clear',
+      resource: 'threads/s',
+      sessionId: id,
+    }));
     await change(memory.endSession, { sessionId: id }, ofSession('sessions.end'));
     await change(memory.deleteSession, { sessionId: id }, ofSession('sessions.delete'));
     await change(conversation.deleteThread, { threadId: 't' }, () => ({
@@ -143,6 +153,54 @@ describe('audit', () => {
     }
     const rows = JSON.stringify(await tenantSql(tenant, 'select * from audit_events'));
     for (const trace of [SECRET, 'example.com', leaseToken]) expect(rows).to.not.contain(trace);
+  });
+
+  it('has the beginning and the end of a streamed message, and not each part of it', async () => {
+    const { id } = await upsert({ threadId: 's' });
+    for (const last of ['cancel', 'finish'] as const) {
+      const call = client.streams.conversation.streamMessage(as('user'));
+      const answers: string[] = [];
+      const over = new Promise((resolve) => call.on('error', resolve).on('end', resolve));
+      const acked = new Promise<void>((resolve) =>
+        call.on('data', ({ frame }) => {
+          answers.push(frame.$case);
+          if (frame.$case === 'ack') resolve();
+          if (frame.$case === 'opened') {
+            const offset = frame.value.durableOffset;
+            call.write({ frame: { $case: 'chunk', value: { offset, text: SECRET } } });
+          }
+        }),
+      );
+      const open = {
+        threadId: '',
+        sessionId: id,
+        role: MessageRole.ASSISTANT,
+        clientId: 'c',
+        fencingToken: 0,
+        toolCallId: '',
+      };
+      call.write({ frame: { $case: 'open', value: open } });
+      await acked;
+      if (last === 'finish') call.write({ frame: { $case: 'finish', value: { metadata: undefined } } });
+      else call.cancel();
+      await over;
+      const [{ messages }, end] = [
+        await client.conversation.listMessages({ threadId: 's' }),
+        `messages.${last === 'finish' ? last : 'interrupt'}`,
+      ];
+      const found = await until(async () => (await events({ action: end })).length > 0 && events());
+      expect(found[0]).to.include({
+        action: end,
+        resource: `messages/${messages[0]!.id}`,
+        sessionId: id,
+        userId: 'user',
+      });
+      expect(JSON.stringify(found)).to.not.contain(SECRET);
+    }
+    const actions = (await events()).map((event) => event.action).reverse();
+    const opened = ['messages.stream', 'messages.append']; // one change
+    const later = ['messages.interrupt', 'messages.stream', 'messages.finish'];
+    expect(actions).to.deep.equal(['sessions.upsert', ...opened, ...later]);
   });
 
   it("has the creation of a tenant, and shows it to the tenant's admins only", async () => {

@@ -44,10 +44,9 @@ export const streamHandlers: Pick<Handlers<typeof ConversationServiceService>, '
     const stream = await openStream(call, open);
     Object.assign(call.about, { threadId: stream.message.threadId, sessionId: open.sessionId || undefined });
     const { id, seq } = stream.message;
-    yield answer('opened', { messageId: id, seq, durableOffset: stream.stored });
-    if (stream.over) return yield finished(stream.message);
-
     try {
+      yield answer('opened', { messageId: id, seq, durableOffset: stream.stored });
+      if (stream.over) yield finished(stream.message);
       for (let next = frames.next(); !stream.over; ) {
         const due = stream.pending ? stream.storedAt + BATCH_MS - performance.now() : SIGN_OF_LIFE_MS;
         const full = Buffer.byteLength(stream.pending) >= BATCH_BYTES;

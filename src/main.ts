@@ -5,6 +5,7 @@ import { migrateCommand } from './cli/migrate.ts';
 import { devCommand, serveCommand } from './cli/serve.ts';
 import { sessionCommand } from './cli/session.ts';
 import { sweepCommand } from './cli/sweep.ts';
+import { tailCommand } from './cli/tail.ts';
 import { tenantCommand } from './cli/tenant.ts';
 import { UserError } from './errors.ts';
 
@@ -24,6 +25,7 @@ for (const command of [
   tenantCommand,
   sweepCommand,
   sessionCommand,
+  tailCommand,
   keysCommand,
 ]) {
   program.addCommand(command());

@@ -1,56 +1,16 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect } from 'chai';
+import { certificates } from './fixtures/certificates.ts';
+import { killAll, memoryd, printed, type Run } from './fixtures/command.ts';
 import { appUrl, connect, failure, headersOf, newTenant, ownerUrl, runSql } from './support.ts';
 
-const MAIN = new URL('../src/main.ts', import.meta.url).pathname;
 const KEYS = () => process.env.MEMORYD_TEST_KEY_FILE!;
-
-interface Run {
-  child: ChildProcess;
-  out(): string;
-  err(): string;
-  /** The exit code, or the signal that ended it. */
-  ended: Promise<number | string>;
-}
-
-const children = new Set<ChildProcess>();
-
-function memoryd(args: string[], env: Record<string, string> = {}): Run {
-  const rest = Object.entries(process.env).filter(([name]) => !/^(PG|OTEL|DATABASE_URL)/.test(name));
-  const child = spawn(process.execPath, [MAIN, ...args], {
-    env: { ...Object.fromEntries(rest), ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  children.add(child);
-  let [out, err] = ['', ''];
-  child.stdout!.on('data', (data) => {
-    out += data;
-  });
-  child.stderr!.on('data', (data) => {
-    err += data;
-  });
-  const ended = once(child, 'close').then(([code, signal]) => {
-    children.delete(child);
-    return code ?? signal;
-  });
-  return { child, out: () => out, err: () => err, ended };
-}
-
-/** What the running command printed, once it has printed it. */
-async function printed(run: Run, what: RegExp): Promise<RegExpExecArray> {
-  for (;;) {
-    const match = what.exec(run.out());
-    if (match) return match;
-    if (run.child.exitCode !== null) throw new Error(`ended: ${run.err()}`);
-    await sleep(20);
-  }
-}
 
 const serve = (args: string[], url = appUrl()) => memoryd(['serve', '--port', '0', ...args], { DATABASE_URL: url });
 const trusted = () => ['--auth', 'trusted', '--key-file', KEYS()];
@@ -63,9 +23,7 @@ describe('serve', function () {
     folder = await mkdtemp(join(tmpdir(), 'memoryd-serve-'));
   });
   after(() => rm(folder, { recursive: true }));
-  afterEach(() => {
-    for (const child of children) child.kill('SIGKILL');
-  });
+  afterEach(killAll);
 
   describe('refuses to start, in one line,', () => {
     const refusals: [string, () => Run | Promise<Run>, RegExp][] = [
@@ -221,41 +179,6 @@ describe('serve', function () {
 
 const roleUrl = (role: string) => appUrl().replace('memoryd_app:', `${role}:`);
 
-/** A CA and a certificate for localhost, by openssl, which not every system has. */
-async function certificates(folder: string): Promise<{ ca: string; cert: string; key: string }> {
-  const [ca, caKey, cert, key, request, extensions] = [
-    'ca.pem',
-    'ca-key.pem',
-    'cert.pem',
-    'key.pem',
-    'request.pem',
-    'ext',
-  ].map((name) => join(folder, name)) as [string, string, string, string, string, string];
-  const openssl = (...args: string[]) => execFileSync('openssl', args, { stdio: 'ignore' });
-  const newKey = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
-  await writeFile(extensions, 'subjectAltName=DNS:localhost');
-  openssl('req', '-x509', ...newKey, '-keyout', caKey, '-out', ca, '-days', '1', '-subj', '/CN=test CA');
-  openssl('req', ...newKey, '-keyout', key, '-out', request, '-subj', '/CN=localhost');
-  openssl(
-    'x509',
-    '-req',
-    '-in',
-    request,
-    '-CA',
-    ca,
-    '-CAkey',
-    caKey,
-    '-CAcreateserial',
-    '-out',
-    cert,
-    '-days',
-    '1',
-    '-extfile',
-    extensions,
-  );
-  return { ca, cert, key };
-}
-
 describe('dev', function () {
   this.timeout(60_000);
 
@@ -303,6 +226,7 @@ describe('memoryd', () => {
       'tenant env add',
       'sweep',
       'session show',
+      'tail',
       'keys add',
     ];
     for (const command of commands) {

@@ -1,4 +1,5 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { type Client, credentials, loadPackageDefinition, Metadata, type ServiceError, status } from '@grpc/grpc-js';
 import { loadSync, type MessageTypeDefinition, type PackageDefinition } from '@grpc/proto-loader';
@@ -13,10 +14,22 @@ export interface Reply {
   details: Record<string, any>;
 }
 
+/** A call that stays open. */
+export interface Stream {
+  send(request: object): void;
+  /** Sends no more. */
+  end(): void;
+  /** The next answer. That there is none is an error. */
+  next(): Promise<any>;
+  /** Breaks the call off, without telling the server why. */
+  cut(): void;
+}
+
 /** A way to call the service. */
 export interface Caller {
   name: string;
   call(method: string, request: object, headers: Record<string, string>): Promise<Reply>;
+  open(method: string, headers: Record<string, string>): Stream;
   /** The names of the services by reflection, where the way can ask. */
   services?(): Promise<string[]>;
   close(): void;
@@ -58,6 +71,55 @@ function run(program: string, args: string[]): Promise<Ended> {
   });
 }
 
+/** The next of the answers, unless it takes too long. */
+async function nextOf(answers: AsyncIterator<any>, why: () => string): Promise<any> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error('the next answer does not come')), WAIT_MS);
+  });
+  try {
+    const { done, value } = await Promise.race([answers.next(), late]);
+    if (done) throw new Error(`the stream ended: ${why()}`);
+    return value;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Both tools print an answer over several lines, the last of which alone starts with its closing bracket. */
+async function* objectsIn(lines: AsyncIterable<string>): AsyncGenerator<any> {
+  let text = '';
+  for await (const line of lines) {
+    text += line;
+    if (!line.startsWith('}') && line !== '{}') continue;
+    yield JSON.parse(text);
+    text = '';
+  }
+}
+
+/** A tool that takes requests on its standard input, and prints the answers as they come. */
+function piped(program: string, args: string[]): Stream {
+  // In a group of its own: buf is started by a script, which would not take it along.
+  const child = spawn(program, args, { detached: process.platform !== 'win32' });
+  let said = '';
+  child.stderr.setEncoding('utf8').on('data', (text) => {
+    said += text;
+  });
+  child.on('error', () => {}); // its output then ends
+  child.stdin.on('error', () => {}); // it may be gone
+  const answers = objectsIn(createInterface({ input: child.stdout }));
+  return {
+    send: (request) => child.stdin.write(`${JSON.stringify(request)}\n`),
+    end: () => child.stdin.end(),
+    next: () => nextOf(answers, () => said.trim()),
+    cut() {
+      if (child.exitCode !== null || child.signalCode !== null || !child.pid) return;
+      if (process.platform === 'win32') child.kill();
+      else process.kill(-child.pid, 'SIGKILL');
+    },
+  };
+}
+
 const headerArgs = (headers: Record<string, string>): string[] =>
   Object.entries(headers).flatMap(([name, value]) => ['-H', `${name}: ${value}`]);
 
@@ -72,8 +134,17 @@ function refusal(tool: string, { exit, stderr }: Ended): any {
 
 /** `buf curl`, which learns the methods by reflection. */
 export function bufCurl(address: string): Caller {
-  const buf = (args: string[], url: string) =>
-    run(process.execPath, [BUF, 'curl', '--protocol', 'grpc', '--http2-prior-knowledge', '--reflect', ...args, url]);
+  const argsOf = (args: string[], url: string) => [
+    BUF,
+    'curl',
+    '--protocol',
+    'grpc',
+    '--http2-prior-knowledge',
+    '--reflect',
+    ...args,
+    url,
+  ];
+  const buf = (args: string[], url: string) => run(process.execPath, argsOf(args, url));
   return {
     name: 'buf curl',
     async services() {
@@ -91,6 +162,10 @@ export function bufCurl(address: string): Caller {
         decode(type, Buffer.from(value, 'base64')),
       ]);
       return { code: codeName(code), message, details: Object.fromEntries(decoded) };
+    },
+    open(method, headers) {
+      const args = ['--emit-defaults', ...headerArgs(headers), '-d', '@-'];
+      return piped(process.execPath, argsOf(args, `http://${address}/${method}`));
     },
     close() {},
   };
@@ -114,6 +189,8 @@ export function grpcurl(address: string, program = 'grpcurl'): Caller {
       const decoded = details.map(({ '@type': type, ...detail }: { '@type': string }) => [shortName(type), detail]);
       return { code: status[code]!, message, details: Object.fromEntries(decoded) };
     },
+    open: (method, headers) =>
+      piped(program, ['-plaintext', '-emit-defaults', ...headerArgs(headers), '-d', '@', address, method]),
     close() {},
   };
 }
@@ -139,12 +216,16 @@ export function protoLoader(address: string): Caller {
     }
     return client;
   };
+  const metadataOf = (headers: Record<string, string>): Metadata => {
+    const metadata = new Metadata();
+    for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
+    return metadata;
+  };
   return {
     name: '@grpc/proto-loader',
     async call(path, request, headers) {
       const [service, method] = path.split('/') as [string, string];
-      const metadata = new Metadata();
-      for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
+      const metadata = metadataOf(headers);
       try {
         const response = await new Promise((resolve, reject) => {
           const settings = { deadline: Date.now() + WAIT_MS };
@@ -157,6 +238,21 @@ export function protoLoader(address: string): Caller {
         if (code === undefined) throw error;
         return { code: status[code]!, message, details: detailsOf(trailers) };
       }
+    },
+    open(path, headers) {
+      const [service, method] = path.split('/') as [string, string];
+      const client = clientOf(service);
+      const { requestSerialize, responseDeserialize } = client[method];
+      // On the wire a call with one request is one with many, of which there is one.
+      const call = client.makeBidiStreamRequest(`/${path}`, requestSerialize, responseDeserialize, metadataOf(headers));
+      call.on('error', () => {}); // also that it was cut
+      const answers = call[Symbol.asyncIterator]();
+      return {
+        send: (request) => call.write(request),
+        end: () => call.end(),
+        next: () => nextOf(answers, () => 'without an error'),
+        cut: () => call.cancel(),
+      };
     },
     close() {
       for (const client of clients.values()) (client as Client).close();

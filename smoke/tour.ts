@@ -1,11 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import { isDeepStrictEqual } from 'node:util';
 import type { Caller, Reply } from './callers.ts';
+import { live } from './live.ts';
+import { Surprise, same } from './surprise.ts';
 
 type Headers = Record<string, string>;
-
-/** An answer that is not the one it should be. */
-export class Surprise extends Error {}
 
 const who = (tenant: string, user: string): Headers => ({ 'x-tenant-id': tenant, 'x-env': 'dev', 'x-user-id': user });
 
@@ -18,12 +16,6 @@ const INTRUDER = who('acme', 'outsider');
 const SERVICES = ['memory.v1.AuditService', 'memory.v1.ConversationService', 'memory.v1.MemoryService'];
 const MEMORY = 'memory.v1.MemoryService';
 const CONVERSATION = 'memory.v1.ConversationService';
-
-function same(what: string, actual: unknown, expected: unknown): void {
-  if (!isDeepStrictEqual(actual, expected)) {
-    throw new Surprise(`${what}: ${JSON.stringify(actual)} instead of ${JSON.stringify(expected)}`);
-  }
-}
 
 const pick = (field: string, list: Record<string, unknown>[]): unknown[] => list.map((item) => item[field]);
 const short = (id: string): string => (id.length > 13 ? `${id.slice(0, 13)}…` : id);
@@ -137,6 +129,8 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   const { sessions } = await ok(`${MEMORY}/ListSessions`, { threadId });
   same('the sessions', pick('id', sessions), [session.id]);
   say('ListSessions', `1 session of this thread: ${short(session.id)}`);
+
+  await live({ caller, headers: MEMBER, threadId: `smoke-${run}-live`, ok, say });
 
   const foreign = await refused('NOT_FOUND', 'NOT_FOUND', `${MEMORY}/GetSession`, itself, OUTSIDER);
   say('GetSession', `as outsider of globex: ${told(foreign)}`);

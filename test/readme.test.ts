@@ -9,6 +9,15 @@ describe('README', () => {
     expect(table).to.equal(settingsTable());
   });
 
+  it('shows to clients the code that the interop tests run', async () => {
+    const [doc, example] = await Promise.all(
+      ['../docs/clients.md', 'interop/typescript/live.ts'].map((file) =>
+        readFile(new URL(file, import.meta.url), 'utf8'),
+      ),
+    );
+    expect(doc).to.include(`\n\`\`\`ts\n${example}\`\`\`\n`);
+  });
+
   it('names only files that exist', async () => {
     const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
     for (const [, path] of readme.matchAll(/\]\(([^)#:]+)\)/g)) {

@@ -42,6 +42,7 @@ func main() {
 	services := listServices(ctx, connection)
 	check("lists the services by reflection", slices.Contains(services, "memory.v1.MemoryService"), services)
 	roundTrip(member, connection)
+	streamAndWatch(member, connection)
 	readErrors(member, connection)
 }
 
@@ -94,6 +95,57 @@ func roundTrip(ctx context.Context, connection *grpc.ClientConn) {
 	})
 	must(err)
 	check("forwards a bundle", forwarded.FirstSeq == 1 && forwarded.Bundle.MessageCount == 1, forwarded)
+}
+
+func streamAndWatch(ctx context.Context, connection *grpc.ClientConn) {
+	conversation := memoryv1.NewConversationServiceClient(connection)
+	thread := "go-" + newUUID()
+
+	stream, err := conversation.StreamMessage(ctx)
+	must(err)
+	must(stream.Send(&memoryv1.StreamMessageRequest{Frame: &memoryv1.StreamMessageRequest_Open{Open: &memoryv1.StreamOpen{
+		ThreadId: thread, Role: memoryv1.MessageRole_MESSAGE_ROLE_ASSISTANT, ClientId: "answer",
+	}}}))
+	answer, err := stream.Recv()
+	must(err)
+	check("opens a stream at its start", answer.GetOpened().GetSeq() == 1 && answer.GetOpened().DurableOffset == 0, answer)
+	offset := int64(0)
+	for _, text := range []string{"Grüße ", "👋"} {
+		must(stream.Send(&memoryv1.StreamMessageRequest{Frame: &memoryv1.StreamMessageRequest_Chunk{
+			Chunk: &memoryv1.StreamChunk{Offset: offset, Text: text},
+		}}))
+		offset += int64(len(text))
+	}
+	must(stream.Send(&memoryv1.StreamMessageRequest{
+		Frame: &memoryv1.StreamMessageRequest_Finish{Finish: &memoryv1.StreamFinish{}},
+	}))
+	must(stream.CloseSend())
+	for answer.GetFinished() == nil {
+		answer, err = stream.Recv()
+		must(err)
+	}
+	state := answer.GetFinished().Message.State
+	check("finishes it", state == memoryv1.MessageState_MESSAGE_STATE_COMPLETE, answer)
+
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch, err := conversation.WatchThread(watching, &memoryv1.WatchThreadRequest{ThreadId: thread})
+	must(err)
+	var first, last *memoryv1.ThreadEvent
+	text := ""
+	for {
+		response, err := watch.Recv()
+		must(err)
+		if response.Event.GetBookmark() != nil {
+			break
+		}
+		if first == nil {
+			first = response.Event
+		}
+		last = response.Event
+		text += last.GetTextDelta().GetText()
+	}
+	check("watches it", text == "Grüße 👋" && first.GetAppended() != nil && last.GetFinished() != nil, last)
 }
 
 func readErrors(ctx context.Context, connection *grpc.ClientConn) {

@@ -87,6 +87,39 @@ def round_trip(memory, conversation):
     check("forwards a bundle", forwarded.first_seq == 1 and forwarded.bundle.message_count == 1, forwarded)
 
 
+def stream_and_watch(conversation):
+    thread = f"python-{uuid.uuid4()}"
+
+    def frame(**fields):
+        return conversation_service_pb2.StreamMessageRequest(**fields)
+
+    def frames():
+        yield frame(
+            open=conversation_service_pb2.StreamOpen(
+                thread_id=thread, role=message_pb2.MESSAGE_ROLE_ASSISTANT, client_id="answer"
+            )
+        )
+        offset = 0
+        for text in ["Grüße ", "👋"]:
+            yield frame(chunk=conversation_service_pb2.StreamChunk(offset=offset, text=text))
+            offset += len(text.encode())
+        yield frame(finish=conversation_service_pb2.StreamFinish())
+
+    answers = list(conversation.StreamMessage(frames(), **CALL))
+    check("opens a stream at its start", answers[0].opened.seq == 1 and answers[0].opened.durable_offset == 0, answers)
+    check("finishes it", answers[-1].finished.message.state == message_pb2.MESSAGE_STATE_COMPLETE, answers)
+
+    watch = conversation.WatchThread(conversation_service_pb2.WatchThreadRequest(thread_id=thread), **CALL)
+    text, kinds = "", []
+    for response in watch:
+        kinds.append(response.event.WhichOneof("event"))
+        text += response.event.text_delta.text
+        if kinds[-1] == "bookmark":
+            break
+    watch.cancel()
+    check("watches it", text == "Grüße 👋" and (kinds[0], kinds[-2]) == ("appended", "finished"), kinds)
+
+
 def details(error):
     """The reason of an error, and the fields that it finds fault with."""
     reason, fields = "", []
@@ -128,7 +161,9 @@ def main():
         services = ProtoReflectionDescriptorDatabase(channel).get_services()
         check("lists the services by reflection", "memory.v1.MemoryService" in services, services)
         memory = memory_service_pb2_grpc.MemoryServiceStub(channel)
-        round_trip(memory, conversation_service_pb2_grpc.ConversationServiceStub(channel))
+        conversation = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+        round_trip(memory, conversation)
+        stream_and_watch(conversation)
         read_errors(memory)
 
 

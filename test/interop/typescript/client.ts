@@ -2,16 +2,22 @@
 
 import { deepEqual, equal, ok } from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { type ClientUnaryCall, credentials, Metadata, type ServiceError, status } from '@grpc/grpc-js';
 import { BadRequest, ErrorInfo } from './gen/google/rpc/error_details.ts';
 import { Status } from './gen/google/rpc/status.ts';
 import {
   AppendMessagesRequest,
   ConversationServiceClient,
+  DeleteThreadRequest,
   ListMessagesRequest,
+  StreamOpen,
 } from './gen/memory/v1/conversation_service.ts';
 import { ForwardBundleRequest, MemoryServiceClient, UpsertSessionRequest } from './gen/memory/v1/memory_service.ts';
-import { MessageRole } from './gen/memory/v1/message.ts';
+import { MessageRole, MessageState } from './gen/memory/v1/message.ts';
+import type { ThreadEvent } from './gen/memory/v1/thread_event.ts';
+import { stream, watch } from './live.ts';
 
 // UNAVAILABLE only: the call may have taken effect, which is why every change carries a request_id.
 const serviceConfig = {
@@ -130,5 +136,56 @@ passed('reads the reason of an error');
 deepEqual(detailsOf(error).fields.sort(), ['request_id', 'session.surface_id']);
 passed('reads its violations');
 
+await watchAStream();
+passed('watches and streams over a connection that breaks');
+
 memory.close();
 conversation.close();
+
+/** A message is streamed, and watched, by a connection that is cut in the middle of it. */
+async function watchAStream(): Promise<void> {
+  const sockets = new Set<Socket>();
+  const between = createServer((client) => {
+    const server = connect(Number(address.split(':')[1]), '127.0.0.1');
+    for (const socket of [client, server]) sockets.add(socket.on('error', () => {}));
+    client.pipe(server).pipe(client);
+  }).listen(0, '127.0.0.1');
+  await once(between, 'listening');
+  const { port } = between.address() as AddressInfo;
+  const interrupted = new ConversationServiceClient(`127.0.0.1:${port}`, credentials.createInsecure());
+
+  const events: ThreadEvent[] = [];
+  const [durable, whole] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  async function listen() {
+    for await (const told of watch(interrupted, metadata, threadId, 2)) {
+      if (told.event?.$case !== 'bookmark') events.push(told);
+      if (told.event?.$case === 'textDelta') durable.resolve();
+      if (told.event?.$case === 'finished' && told.event.value.message?.state === MessageState.COMPLETE)
+        whole.resolve();
+    }
+  }
+  async function* pieces() {
+    yield 'Everyone ';
+    await durable.promise;
+    for (const socket of sockets) socket.destroy();
+    yield 'who ';
+    yield 'may.';
+  }
+  const listening = listen();
+  const open = StreamOpen.fromPartial({ threadId, role: MessageRole.ASSISTANT, clientId: 'answer' });
+  const message = await stream(interrupted, metadata, open, pieces());
+  equal(message?.state, MessageState.COMPLETE);
+  await whole.promise;
+  await call(conversation.deleteThread.bind(conversation), DeleteThreadRequest.fromPartial({ threadId }));
+  await listening;
+  interrupted.close();
+  between.close();
+
+  const deltas = events.flatMap(({ event }) => (event?.$case === 'textDelta' ? event.value : []));
+  equal(deltas.map(({ text }) => text).join(''), 'Everyone who may.');
+  deepEqual(
+    events.map(({ revision }) => revision),
+    events.map((_event, place) => 3 + place),
+  );
+  equal(events.at(-1)?.event?.$case, 'ended');
+}

@@ -70,6 +70,7 @@ export const leaseHeld = (reason: string, what: string, lease: LeaseState) =>
 export const conflict = (message: string) => new RpcError(status.ABORTED, 'CONFLICT', message, { retryAfterMs: 10 });
 export const unavailable = (reason: string, message: string, retryAfterMs = 1000) =>
   new RpcError(status.UNAVAILABLE, reason, message, { retryAfterMs });
+export const drainingError = () => unavailable('DRAINING', 'this server is stopping; another one takes the call');
 export const exhausted = (reason: string, message: string, retryAfterMs: number) =>
   new RpcError(status.RESOURCE_EXHAUSTED, reason, message, { retryAfterMs });
 

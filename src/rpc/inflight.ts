@@ -1,5 +1,4 @@
-import { exhausted } from './errors.ts';
-import { drainingError } from './transport.ts';
+import { drainingError, exhausted } from './errors.ts';
 
 /** Bounds the calls under way, so that overload is refused at once instead of queueing without end. */
 export interface InFlight {

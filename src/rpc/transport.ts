@@ -1,6 +1,6 @@
 import { Server, type ServerCredentials, type ServerOptions, type ServiceError } from '@grpc/grpc-js';
 import { UserError } from '../errors.ts';
-import { toServiceError, unavailable } from './errors.ts';
+import { drainingError, toServiceError } from './errors.ts';
 import type { Service } from './implement.ts';
 
 export interface TransportOptions {
@@ -28,8 +28,6 @@ const KEEPALIVE_MS = 60_000;
 interface OpenStream extends NodeJS.EventEmitter {
   emit(event: 'error', error: ServiceError): boolean;
 }
-
-export const drainingError = () => unavailable('DRAINING', 'this server is stopping; another one takes the call');
 
 export function createTransport(options: TransportOptions): Transport {
   const settings: ServerOptions = {

@@ -5,7 +5,6 @@ import type { Database } from '../db/pool.ts';
 import { jobsPool } from '../db/queue.ts';
 import { type Scope, type Stamp, transaction } from '../db/transaction.ts';
 import { describe } from '../rpc/observe.ts';
-import type { Background } from '../server.ts';
 import { forgetStream, interruptStream, staleStreams } from './repository.ts';
 
 const EVERY_MS = 1000;
@@ -31,7 +30,7 @@ export function startJanitor(
   database: Database,
   changes: Changes,
   log: Logger,
-): Background {
+): { stop(): Promise<void> } {
   const pool = jobsPool(connectionString, 1);
   let stopping = false;
   let timer: NodeJS.Timeout;

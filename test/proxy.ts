@@ -1,11 +1,18 @@
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 
+export interface Connection {
+  cut(): void;
+  deafen(): void;
+}
+
 /** What stands between the service and its database. */
 export interface Interposed {
   /** The database behind the proxy. */
   readonly url: string;
   /** Called with what a client sends; what it gives is passed on. */
-  toServer: (bytes: Buffer, connection: { cut(): void; deafen(): void }) => Buffer;
+  toServer: (bytes: Buffer, connection: Connection) => Buffer;
+  /** The same for what the server answers. */
+  toClient: (bytes: Buffer, connection: Connection) => Buffer;
   close(): Promise<void>;
 }
 
@@ -27,7 +34,7 @@ export async function startProxy(target: string): Promise<Interposed> {
     }
     const control = { cut, deafen: () => (deaf = true) };
     client.on('data', (bytes) => upstream.write(proxy.toServer(bytes, control)));
-    upstream.on('data', (bytes) => deaf || client.write(bytes));
+    upstream.on('data', (bytes) => deaf || client.write(proxy.toClient(bytes, control)));
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const url = new URL(target);
@@ -35,6 +42,7 @@ export async function startProxy(target: string): Promise<Interposed> {
   const proxy: Interposed = {
     url: url.href,
     toServer: (bytes) => bytes,
+    toClient: (bytes) => bytes,
     async close() {
       for (const socket of sockets) socket.destroy();
       await new Promise((resolve) => server.close(resolve));

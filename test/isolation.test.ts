@@ -7,12 +7,15 @@ import { type Answer, addMembers, ask, comparable, dump, expectNothingOf } from 
 import { type Marks, type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
 import { type Access, type Names, namesOfNothing, PROBES } from './fixtures/probes.ts';
 import { listsOf, REFUSALS } from './fixtures/refusals.ts';
+import { allTables, tenantTables } from './fixtures/roles.ts';
 import { RPCS, rpcNamed } from './fixtures/rpcs.ts';
 import {
+  appUrl,
   type Clients,
   connect,
   headersOf,
   metadataOf,
+  newDatabase,
   newTenant,
   ownerUrl,
   runSql,
@@ -21,7 +24,24 @@ import {
 
 const { OK, INVALID_ARGUMENT, PERMISSION_DENIED } = status;
 
-describe('isolation', () => {
+describe('isolation', () => suite(async () => () => {}));
+// Each of the two walls must hold alone. Without the policies it is the statements' own predicates that keep places apart.
+describe('isolation by predicates alone', () => suite(withoutPolicies));
+
+/** Makes another database the one of the tests, in which row-level security is off. Gives what makes it as it was. */
+async function withoutPolicies(): Promise<() => void> {
+  const [owner, app] = [ownerUrl(), appUrl()];
+  const use = (urls: { owner: string; app: string }) => {
+    process.env.MEMORYD_TEST_OWNER_URL = urls.owner;
+    process.env.MEMORYD_TEST_APP_URL = urls.app;
+  };
+  use(await newDatabase());
+  const off = tenantTables(await allTables()).map((table) => `alter table ${table} disable row level security`);
+  await runSql(ownerUrl(), off.join(';'));
+  return () => use({ owner, app });
+}
+
+function suite(prepare: () => Promise<() => void>) {
   const word = () => [...randomBytes(20)].map((byte) => String.fromCharCode(97 + (byte % 26))).join('');
   const marks: Marks = { content: word(), id: word() };
   const requestIds = requestIdsOf();
@@ -31,8 +51,10 @@ describe('isolation', () => {
   let victim: Planted;
   let others: Planted[];
   let stored: Record<string, string[]>;
+  let restore: () => void;
 
   before(async () => {
+    restore = await prepare();
     const log = pino({ level: 'trace' }, { write: (line: string) => void lines.push(line) });
     server = await startTestServer({}, log);
     client = connect(`127.0.0.1:${server.port}`);
@@ -55,6 +77,7 @@ describe('isolation', () => {
   after(async () => {
     client?.close();
     await server?.stop();
+    restore();
   });
 
   beforeEach(async () => {
@@ -288,4 +311,4 @@ describe('isolation', () => {
       }
     }
   });
-});
+}

@@ -2,7 +2,6 @@ import { randomUUID } from 'node:crypto';
 import { ChannelCredentials, status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import pg from 'pg';
-import { migrate } from '../src/db/migrate.ts';
 import { AppendMessagesRequest, ConversationServiceClient } from '../src/gen/memory/v1/conversation_service.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import type { RunningServer } from '../src/server.ts';
@@ -14,6 +13,7 @@ import {
   failureOf,
   headersOf,
   metadataOf,
+  newDatabase,
   newTenant,
   ownerUrl,
   runSql,
@@ -106,18 +106,11 @@ describe('load', () => {
 
   it('loses and doubles nothing when backends are killed under load, and recovers', async () => {
     // A database of its own: the kills must not reach other tests.
-    const name = `load_${randomUUID().replaceAll('-', '')}`;
-    await runSql(ownerUrl(), `create database ${name}`);
-    const [owner, app] = [new URL(ownerUrl()), new URL(appUrl())];
-    owner.pathname = app.pathname = `/${name}`;
-    await migrate(owner.href);
+    const { owner, app } = await newDatabase();
     tenant = 'acme';
-    await runSql(owner.href, `insert into tenants (tenant_id, envs) values ('acme', '{dev}')`);
-    await runSql(
-      owner.href,
-      `insert into tenant_members (tenant_id, env, user_id, role) values ('acme', 'dev', 'user', 1)`,
-    );
-    server = await startTestServer({ poolSize: 4 }, undefined, app.href);
+    await runSql(owner, `insert into tenants (tenant_id, envs) values ('acme', '{dev}')`);
+    await runSql(owner, `insert into tenant_members (tenant_id, env, user_id, role) values ('acme', 'dev', 'user', 1)`);
+    server = await startTestServer({ poolSize: 4 }, undefined, app);
     client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
 
     const acknowledged: string[] = [];
@@ -128,7 +121,7 @@ describe('load', () => {
         const rows = await runSql(
           ownerUrl(),
           `select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and random() < 0.5`,
-          [name],
+          [new URL(app).pathname.slice(1)],
         );
         killed += rows.length;
         await new Promise((resolve) => setTimeout(resolve, 20));

@@ -4,6 +4,7 @@ import { expect } from 'chai';
 import pg from 'pg';
 import type { Logger } from 'pino';
 import { makeConfig } from '../src/config.ts';
+import { migrate } from '../src/db/migrate.ts';
 import { features } from '../src/features.ts';
 import { BadRequest, ErrorInfo, RetryInfo } from '../src/gen/google/rpc/error_details.ts';
 import { Status } from '../src/gen/google/rpc/status.ts';
@@ -122,6 +123,16 @@ export function metadataOf(headers: Record<string, string>): Metadata {
   const metadata = new Metadata();
   for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
   return metadata;
+}
+
+/** A database of its own, migrated, for what must not reach other tests. */
+export async function newDatabase(): Promise<{ owner: string; app: string }> {
+  const name = `memoryd_${randomUUID().replaceAll('-', '')}`;
+  await runSql(ownerUrl(), `create database ${name}`);
+  const [owner, app] = [new URL(ownerUrl()), new URL(appUrl())];
+  owner.pathname = app.pathname = `/${name}`;
+  await migrate(owner.href);
+  return { owner: owner.href, app: app.href };
 }
 
 /** A server in this process, as `serve` makes it, on a free port; the sweep runs only when a test runs it. */

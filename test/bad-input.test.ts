@@ -143,6 +143,16 @@ describe('bad input', () => {
     await takesState('keys', Object.fromEntries(Array.from({ length: 6500 }, (_, i) => [`k${1000 + i}`, i % 10])));
   });
 
+  it('takes a Struct of 32 levels, and none that is deeper', async () => {
+    const nested = (levels: number): object => (levels === 1 ? { a: 1 } : { a: nested(levels - 1) });
+    const put = (levels: number) =>
+      client.memory.upsertSession({ session: { surfaceId: 'deep', state: nested(levels) as Record<string, any> } });
+    expect((await put(32)).session!.state).to.deep.equal(nested(32));
+    expect((await failure(put(33))).violations.map(({ description }) => description)).to.deep.equal([
+      'nested deeper than 32 levels',
+    ]);
+  });
+
   it('bounds a Struct by its keys, depth and size, whatever it is made of', async () => {
     const many = <T>(count: number, make: (i: number) => T) => Array.from({ length: count }, (_, i) => make(i));
     const odd = value.struct(struct(['__proto__', value.double(1)]));

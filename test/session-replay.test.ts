@@ -71,6 +71,9 @@ describe('session replay and privacy', () => {
       const other = metadataOf(headersOf(tenant, 'other'));
       const theirs = await client.memory.upsertSession({ session: { surfaceId: 'web', title: 'b' }, requestId }, other);
       expect([theirs.created, theirs.session!.userId]).to.deep.equal([true, 'other']);
+      const change = { session: { id, title: 'c' }, requestId: randomUUID() };
+      await client.memory.upsertSession(change);
+      expect(await failure(client.memory.upsertSession(change, other))).to.include({ code: 5, reason: 'NOT_FOUND' });
       const ended = await client.memory.endSession({ sessionId: id, requestId });
       expect(await client.memory.endSession({ sessionId: id, requestId })).to.deep.equal(ended);
       const gone = await stored({ threadId: 'x' });

@@ -185,9 +185,11 @@ describe('sessions', () => {
 
   it('pages without a double, binds its tokens to the call, ends a page at 1 MiB', async () => {
     for (let i = 0; i < 7; i++) await created({ threadId: `t${i}` });
-    const pages = await allPages((pageToken) =>
-      client.memory.listSessions({ pageSize: 3, surfaceId: 'web', pageToken }),
-    );
+    const pages = await allPages(async (pageToken) => {
+      const page = await client.memory.listSessions({ pageSize: 3, surfaceId: 'web', pageToken });
+      await created({ threadId: `newer than ${page.sessions[0]!.threadId}` }); // what comes before a page moves nothing on it
+      return page;
+    });
     const threads = pages.map((page) => page.sessions.map((session) => session.threadId));
     expect(threads).to.deep.equal([['t6', 't5', 't4'], ['t3', 't2', 't1'], ['t0']]);
     const pageToken = pages[0]!.nextPageToken;

@@ -169,6 +169,7 @@ describe('threads', () => {
     await client.conversation.deleteThread({ threadId: 'b' });
     const first = await client.conversation.listThreads({ pageSize: 1 });
     expect(first.threads.map((t) => t.threadId)).to.deep.equal(['c']);
+    await append('d', ['x']); // what comes before a page moves nothing on it
     const second = await client.conversation.listThreads({ pageSize: 1, pageToken: first.nextPageToken });
     expect(second.threads.map((t) => [t.threadId, t.lastSeq])).to.deep.equal([['a', 1]]);
     expect(second.nextPageToken).to.equal('');

@@ -126,6 +126,14 @@ describe('turn begin and commit', () => {
     const before = await rowCounts(tenant, TABLES);
     const bad: [object, object][] = [
       [{ fencingToken: 99 }, { code: status.ABORTED, reason: 'STALE_FENCING_TOKEN' }],
+      [
+        { fencingToken: 99, messages: [] },
+        { code: status.ABORTED, reason: 'STALE_FENCING_TOKEN' },
+      ],
+      [
+        { fencingToken: 99, messages: [], release: false },
+        { code: status.ABORTED, reason: 'STALE_FENCING_TOKEN' },
+      ],
       [{ expectedEtag: '"zz"' }, { code: status.ABORTED, reason: 'ETAG_MISMATCH' }],
       [
         { messages: [{ ...assistant('other'), clientId: 'c' }] },

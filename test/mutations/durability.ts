@@ -1,0 +1,175 @@
+import { type Mutant, mutant } from './mutant.ts';
+
+/** Bugs that lose, double or mix up what was written. */
+export const DURABILITY: Mutant[] = [
+  {
+    bug: 'a change is acknowledged before it is committed',
+    edits: [
+      {
+        file: 'src/db/transaction.ts',
+        find: 'Promise.allSettled(parts.map(',
+        replace: 'Promise.allSettled(parts.filter((part) => part !== commit).map(',
+      },
+      { file: 'src/db/transaction.ts', find: 'if (commit && (await commit.done)', replace: `if (commit && ['COMMIT']` },
+    ],
+    caughtBy: ['transaction'],
+  },
+  mutant(
+    'a COMMIT that was answered with ROLLBACK counts as done',
+    'src/db/transaction.ts',
+    `.join() !== 'COMMIT'`,
+    `.join() === ''`,
+    'transaction',
+  ),
+  mutant(
+    'a change without request_id is tried again when its connection is lost',
+    'src/db/transaction.ts',
+    '(repeatable && (isLost(error)',
+    '((isLost(error)',
+    'turn-kill',
+  ),
+  mutant(
+    'a change is tried again without a look for its result',
+    'src/db/transaction.ts',
+    'await recover?.()',
+    'undefined as T | undefined',
+    'turn-kill',
+  ),
+  mutant(
+    'a connection in the middle of a transaction serves the next call',
+    'src/db/pool.ts',
+    `if (client.getTransactionStatus() !== 'I') destroy(client);`,
+    '',
+    'transaction',
+  ),
+  mutant(
+    'a read goes on after its deadline',
+    'src/db/transaction.ts',
+    'set local statement_timeout = ${timeoutMs}',
+    'set local statement_timeout = 0',
+    'transaction',
+  ),
+  mutant(
+    'a query goes on after its client has left',
+    'src/db/transaction.ts',
+    `limits.signal?.addEventListener('abort', cancel);
+  if (limits.signal?.aborted) cancel();`,
+    '',
+    'load',
+  ),
+  mutant(
+    'no result is stored under the request_id of a change of one statement',
+    'src/db/change.ts',
+    'where $6 is not null${evenIfEmpty',
+    'where $6 is not null and false${evenIfEmpty',
+    'threads',
+  ),
+  mutant(
+    'no result is stored under the request_id of a change of several steps',
+    'src/db/change.ts',
+    'from result where $6 is not null',
+    'from result where $6 is not null and false',
+    'turn-commit',
+  ),
+  mutant(
+    'a request_id that was used for another request gives its answer',
+    'src/db/change.ts',
+    'if (!found.fingerprint.equals(stamp.fingerprint!))',
+    'if (!found.fingerprint)',
+    'session-replay',
+  ),
+  mutant(
+    'the order of keys makes a request another one',
+    'src/rpc/context.ts',
+    'Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1))',
+    'Object.entries(value)',
+    'session-replay',
+  ),
+  mutant(
+    'a result is given again after 24 hours',
+    'src/db/change.ts',
+    `\n    and create_time > now() - interval '24 hours'`,
+    '',
+    'session-replay',
+  ),
+  mutant(
+    'a replay gives its rows in another order',
+    'src/db/change.ts',
+    'return found.result.map(rowFromJson);',
+    'return found.result.map(rowFromJson).reverse();',
+    'threads',
+  ),
+  mutant(
+    'a replay makes a new session key',
+    'src/sessions/service.ts',
+    `return deps.keyring.open(sealContext(call, requestId), row.sealedKey) ?? '';`,
+    `return key?.text ?? '';`,
+    'session-keys',
+  ),
+  {
+    bug: 'seq is counted from the messages, not under the lock of the thread',
+    edits: [
+      {
+        file: 'src/threads/repository.ts',
+        find: 't.last_seq - (select count(*) from fresh) as base',
+        replace:
+          '(select coalesce(max(m.seq), 0) from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid) as base',
+      },
+      {
+        file: 'migrations/0001_foundation.sql',
+        find: 'primary key (tenant_id, env, thread_uid, seq)',
+        replace: 'primary key (tenant_id, env, thread_uid, id)',
+      },
+    ],
+    caughtBy: ['threads'],
+  },
+  mutant(
+    'a message that is known leaves a gap in seq',
+    'src/threads/repository.ts',
+    '(select count(*) as n, clock_timestamp() as at from fresh) f',
+    '(select count(*) as n, clock_timestamp() as at from input) f',
+    'threads',
+  ),
+  mutant(
+    'a client_id with other content is answered with the stored message',
+    'src/threads/repository.ts',
+    'where not exists (select from input where stored_id is not null and differs)',
+    'where true',
+    'threads',
+  ),
+  mutant(
+    'a bundle lands twice in one thread',
+    'src/bundles/repository.ts',
+    'target.last_seq, $20, clock_timestamp()',
+    'target.last_seq, true, clock_timestamp()',
+    'forwards',
+  ),
+  mutant(
+    'an append goes into a deleted thread',
+    'src/threads/repository.ts',
+    `where t.delete_time is null and \${fenced('t', '$15'`,
+    `where \${fenced('t', '$15'`,
+    'threads',
+  ),
+  mutant(
+    'a deleted session takes writes',
+    'src/threads/repository.ts',
+    '`${row}.end_time is null and ${row}.delete_time is null and',
+    '`${row}.end_time is null and',
+    'sessions',
+  ),
+  mutant(
+    'entries are lost when they are compressed',
+    'src/contexts/snapshot.ts',
+    'run.encoded.push(encoded);',
+    'if (run.encoded.length < 100) run.encoded.push(encoded);',
+    'session-context',
+  ),
+  mutant(
+    'the sweep takes what has not expired',
+    'src/tenants/expiry.ts',
+    `{ kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' }`,
+    `{ kind: 'bundles', table: 'bundles', due: 'expire_time is not null' }`,
+    'sweep',
+  ),
+];

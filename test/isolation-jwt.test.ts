@@ -11,7 +11,7 @@ import { addMembers, ask, dump, expectNothingOf } from './fixtures/answers.ts';
 import { type Marks, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
 import { type Access, PROBES } from './fixtures/probes.ts';
 import { RPCS } from './fixtures/rpcs.ts';
-import { type Clients, connect, headersOf, metadataOf, newTenant, startTestServer } from './support.ts';
+import { type Clients, connect, headersOf, metadataOf, newTenant, startTestServer, useOwnDatabase } from './support.ts';
 
 const ISSUER = 'https://issuer.example';
 const AUDIENCE = 'memoryd';
@@ -34,7 +34,10 @@ describe('isolation by tokens', () => {
   let victim: Planted;
   let attacks: Record<string, Attack>;
 
+  let restore = () => {};
+
   before(async () => {
+    restore = await useOwnDatabase();
     folder = await mkdtemp(join(tmpdir(), 'memoryd-isolation-'));
     const jwks = join(folder, 'jwks.json');
     const [good, forged] = await Promise.all([
@@ -68,6 +71,7 @@ describe('isolation by tokens', () => {
   after(async () => {
     client?.close();
     await server?.stop();
+    restore();
     await rm(folder, { recursive: true });
   });
 

@@ -9,7 +9,6 @@ import { RpcError } from '../src/rpc/errors.ts';
 import type { RunningServer } from '../src/server.ts';
 import { requireFence } from '../src/turns/leases.ts';
 import {
-  appUrl,
   type Clients,
   connect,
   failure,
@@ -17,6 +16,7 @@ import {
   metadataOf,
   nanosOf,
   newTenant,
+  serviceDatabase,
   startTestServer,
   tenantSql,
 } from './support.ts';
@@ -261,8 +261,9 @@ describe('turn leases', () => {
   });
 
   it('stay as they are while a transaction counts on them', async () => {
-    const settings = { poolSize: 1, poolWaitMs: 5000, sharedConnections: 0, preparedStatements: true };
-    const database = openDatabase({ connectionString: appUrl(), ...settings });
+    const { url, preparedStatements } = serviceDatabase();
+    const settings = { poolSize: 1, poolWaitMs: 5000, sharedConnections: 0, preparedStatements };
+    const database = openDatabase({ connectionString: url, ...settings });
     const limits = { deadline: Date.now() + 10_000 };
     const counting = (fencingToken: number, work = async () => {}) =>
       transactionOnce(database, { tenant, env: 'dev', user: 'user' }, undefined, limits, async (tx) => {

@@ -106,7 +106,7 @@ describe('load', () => {
 
   it('loses and doubles nothing when backends are killed under load, and recovers', async () => {
     // A database of its own: the kills must not reach other tests.
-    const { owner, app } = await newDatabase();
+    const { name, owner, app } = await newDatabase();
     tenant = 'acme';
     await runSql(owner, `insert into tenants (tenant_id, envs) values ('acme', '{dev}')`);
     await runSql(owner, `insert into tenant_members (tenant_id, env, user_id, role) values ('acme', 'dev', 'user', 1)`);
@@ -121,7 +121,7 @@ describe('load', () => {
         const rows = await runSql(
           ownerUrl(),
           `select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and random() < 0.5`,
-          [new URL(app).pathname.slice(1)],
+          [name],
         );
         killed += rows.length;
         await new Promise((resolve) => setTimeout(resolve, 20));

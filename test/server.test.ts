@@ -10,17 +10,16 @@ import { expect } from 'chai';
 import { service as healthDefinition } from 'grpc-health-check';
 import pg from 'pg';
 import { makeConfig } from '../src/config.ts';
-import { migrate } from '../src/db/migrate.ts';
 import { features } from '../src/features.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import { silentLog } from '../src/log.ts';
 import { type RunningServer, startServer } from '../src/server.ts';
 import {
-  appUrl,
   connect,
   failure,
   failureOf,
   headersOf,
+  newDatabase,
   newTenant,
   ownerUrl,
   runSql,
@@ -50,16 +49,6 @@ async function eventually(holds: () => Promise<boolean>, ms: number): Promise<vo
     if (Date.now() > end) expect.fail(`did not come true in ${ms} ms`);
     await sleep(50);
   }
-}
-
-/** A database of its own, for what other test files must not see. */
-async function newDatabase(name: string): Promise<{ owner: string; app: string }> {
-  await runSql(ownerUrl(), `drop database if exists ${name} with (force)`);
-  await runSql(ownerUrl(), `create database ${name}`);
-  const [owner, app] = [new URL(ownerUrl()), new URL(appUrl())];
-  owner.pathname = app.pathname = `/${name}`;
-  await migrate(owner.href);
-  return { owner: owner.href, app: app.href };
 }
 
 describe('server', () => {
@@ -121,7 +110,7 @@ describe('server', () => {
   });
 
   it('is not ready while its database is away or its schema too new, stays alive, and comes back', async () => {
-    const { owner, app } = await newDatabase('memoryd_away');
+    const { name, owner, app } = await newDatabase();
     const config = {
       auth: 'trusted',
       port: 0,
@@ -135,8 +124,8 @@ describe('server', () => {
     const readyz = async () => (await fetch(`http://127.0.0.1:${own.metricsPort}/readyz`)).status;
     const client = connect(`127.0.0.1:${own.port}`, headersOf('t'));
     try {
-      await runSql(ownerUrl(), 'alter database memoryd_away allow_connections false');
-      await runSql(ownerUrl(), `select pg_terminate_backend(pid) from pg_stat_activity where datname = 'memoryd_away'`);
+      await runSql(ownerUrl(), `alter database ${name} allow_connections false`);
+      await runSql(ownerUrl(), 'select pg_terminate_backend(pid) from pg_stat_activity where datname = $1', [name]);
       const start = Date.now();
       const away = await failure(client.memory.getSession({ sessionId: '00000000-0000-7000-8000-000000000000' }));
       expect([away.code, away.reason]).to.deep.equal([status.UNAVAILABLE, 'DATABASE_AWAY']);
@@ -146,7 +135,7 @@ describe('server', () => {
       expect(await readyz()).to.equal(503);
       expect(await probe.check('liveness')).to.equal('SERVING');
 
-      await runSql(ownerUrl(), 'alter database memoryd_away allow_connections true');
+      await runSql(ownerUrl(), `alter database ${name} allow_connections true`);
       await eventually(is('SERVING'), 3000);
       expect(await readyz()).to.equal(200);
 
@@ -156,7 +145,7 @@ describe('server', () => {
       client.close();
       probe.close();
       await own.stop();
-      await runSql(ownerUrl(), 'drop database memoryd_away with (force)');
+      await runSql(ownerUrl(), `drop database ${name} with (force)`);
     }
   });
 });

@@ -29,6 +29,18 @@ export async function runSql(url: string, sql: string, values?: unknown[]): Prom
 export const ownerUrl = (): string => process.env.MEMORYD_TEST_OWNER_URL!;
 export const appUrl = (): string => process.env.MEMORYD_TEST_APP_URL!;
 
+/**
+ * How a server under test reaches a database of the test Postgres. TEST_POOLER, `host:port` of a PgBouncer in transaction
+ * mode: through that, but for what a pooler cannot carry.
+ */
+export function serviceDatabase(direct = appUrl()) {
+  const pooler = process.env.TEST_POOLER;
+  if (!pooler) return { url: direct, preparedStatements: true };
+  const url = new URL(direct);
+  url.host = pooler;
+  return { url: url.href, preparedStatements: false, directDatabaseUrl: direct };
+}
+
 type Unary<Request, Response> = (
   request: Request,
   metadata: Metadata,
@@ -126,22 +138,38 @@ export function metadataOf(headers: Record<string, string>): Metadata {
 }
 
 /** A database of its own, migrated, for what must not reach other tests. */
-export async function newDatabase(): Promise<{ owner: string; app: string }> {
+export async function newDatabase(): Promise<{ name: string; owner: string; app: string }> {
   const name = `memoryd_${randomUUID().replaceAll('-', '')}`;
   await runSql(ownerUrl(), `create database ${name}`);
   const [owner, app] = [new URL(ownerUrl()), new URL(appUrl())];
   owner.pathname = app.pathname = `/${name}`;
   await migrate(owner.href);
-  return { owner: owner.href, app: app.href };
+  return { name, owner: owner.href, app: app.href };
+}
+
+/**
+ * Makes a database of its own the one of this test file, where nothing that other files do, such as sweep, can be seen. Gives
+ * what undoes that, which must be called at the end, as the process goes on with other files.
+ */
+export async function useOwnDatabase(): Promise<() => void> {
+  const use = (urls: { owner: string; app: string }) => {
+    process.env.MEMORYD_TEST_OWNER_URL = urls.owner;
+    process.env.MEMORYD_TEST_APP_URL = urls.app;
+  };
+  const shared = { owner: ownerUrl(), app: appUrl() };
+  use(await newDatabase());
+  return () => use(shared);
 }
 
 /** A server in this process, as `serve` makes it, on a free port; the sweep runs only when a test runs it. */
 export async function startTestServer(
   settings: Parameters<typeof makeConfig>[1] = {},
   log: Logger = process.env.TEST_LOG ? createLog('info') : silentLog(),
-  url = appUrl(),
+  direct = appUrl(),
 ): Promise<RunningServer> {
+  const { url, ...database } = serviceDatabase(direct);
   const chosen = {
+    ...database,
     auth: 'trusted',
     port: 0,
     keyFile: process.env.MEMORYD_TEST_KEY_FILE,

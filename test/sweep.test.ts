@@ -8,8 +8,10 @@ import {
   connect,
   headersOf,
   metadataOf,
+  newDatabase,
   newTenant,
   rowCounts,
+  runSql,
   startTestServer,
   tenantSql,
   until,
@@ -182,5 +184,22 @@ describe('the sweep', () => {
     expect(KINDS).to.include.members([...counts.keys()]);
     await sweepAll();
     expect(await swept()).to.deep.equal({ bundles: 1 });
+  });
+
+  it('runs as a background job beside the calls', async () => {
+    const { owner, app } = await newDatabase();
+    await runSql(owner, `insert into tenants (tenant_id, envs) values ('acme', '{dev}')`);
+    await runSql(
+      owner,
+      `insert into requests (tenant_id, env, user_id, method, request_id, fingerprint, result, create_time)
+       values ('acme', 'dev', 'user', 'm', gen_random_uuid(), '', '[]', now() - interval '25 hours')`,
+    );
+    const working = await startTestServer({ sweepInterval: 60_000 }, undefined, app);
+    try {
+      await runSql(owner, `select graphile_worker.add_job('sweep')`);
+      await until(async () => (await runSql(owner, 'select from requests')).length === 0);
+    } finally {
+      await working.stop();
+    }
   });
 });

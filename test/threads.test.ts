@@ -129,11 +129,11 @@ describe('threads', () => {
     const [message] = (await append('t', ['secret'])).messages;
     await client.conversation.deleteThread({ threadId: 't' });
     for (const late of [
-      append('t', ['late']),
-      client.conversation.listMessages({ threadId: 't' }),
-      client.conversation.deleteThread({ threadId: 't' }),
+      () => append('t', ['late']),
+      () => client.conversation.listMessages({ threadId: 't' }),
+      () => client.conversation.deleteThread({ threadId: 't' }),
     ]) {
-      expect(await failure(late)).to.include({ code: status.NOT_FOUND, reason: 'DELETED' });
+      expect(await failure(late())).to.include({ code: status.NOT_FOUND, reason: 'DELETED' });
     }
     expect(await failure(client.conversation.getMessage({ messageId: message!.id }))).to.include({
       code: status.NOT_FOUND,

@@ -1,0 +1,224 @@
+import { type SpawnOptions, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { access, chmod, chown, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { delimiter, dirname, join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { startPostgres } from '../../src/dev/postgres.ts';
+
+// The tests with something else between them and the data: `postgres15`, the oldest Postgres that the service works with, or
+// `pgbouncer`, in transaction mode. What is not installed is skipped.
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+
+/** Test files that a variant does not change, and so does not run. */
+const WITHOUT_POSTGRES = {
+  'context-assemble': 'it needs no database',
+  'dev-postgres': 'it is about the Postgres that comes with memoryd',
+  pii: 'it needs no database',
+  readme: 'it needs no database',
+  record: 'it needs no database',
+};
+const WITHOUT_SERVICE = {
+  migrate: 'migrations go past the pooler',
+  rls: 'it is about the database itself',
+  'rls-roles': 'it is about the database itself',
+  serve: 'it is about commands, and most of these go past the pooler',
+  transaction: 'it counts on a backend for each connection, which it kills and cuts',
+  'turn-kill': 'it cuts connections by a proxy of its own in the place of the pooler',
+};
+
+interface Running {
+  env: Record<string, string>;
+  stop(): Promise<void>;
+}
+
+interface Variant {
+  program: string;
+  /** Where a system keeps it outside of the PATH. */
+  folders: string[];
+  leftOut: Record<string, string>;
+  start(program: string, folder: string): Promise<Running>;
+}
+
+const SETTINGS = { fsync: 'off', max_connections: '300', full_page_writes: 'off' };
+
+const VARIANTS: Record<string, Variant> = {
+  postgres15: {
+    program: 'postgres',
+    folders: ['/usr/lib/postgresql/15/bin', '/usr/pgsql-15/bin'],
+    leftOut: WITHOUT_POSTGRES,
+    start: startPostgres15,
+  },
+  pgbouncer: {
+    program: 'pgbouncer',
+    folders: ['/usr/sbin', ...(process.env.PATH ?? '').split(delimiter)],
+    leftOut: { ...WITHOUT_POSTGRES, ...WITHOUT_SERVICE },
+    start: startPgbouncer,
+  },
+};
+
+async function findProgram({ program, folders }: Variant): Promise<string | undefined> {
+  for (const folder of folders) {
+    const path = join(folder, program);
+    const there = await access(path).then(
+      () => true,
+      () => false,
+    );
+    if (there) return path;
+  }
+  return undefined;
+}
+
+/** Neither of the two runs as root. */
+async function account(): Promise<{ uid?: number; gid?: number }> {
+  if (process.getuid?.() !== 0) return {};
+  const id = async (flag: string) => Number(await output('id', [flag, 'postgres']));
+  return { uid: await id('-u'), gid: await id('-g') };
+}
+
+async function output(program: string, args: string[], options: SpawnOptions = {}): Promise<string> {
+  const child = spawn(program, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] });
+  let [out, err] = ['', ''];
+  child.stdout!.on('data', (data) => {
+    out += data;
+  });
+  child.stderr!.on('data', (data) => {
+    err += data;
+  });
+  const [code] = await once(child, 'close');
+  if (code !== 0) throw new Error(`${program} ended with ${code}: ${err}${out}`);
+  return out;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** Starts a server, and waits until it says in its log that it is ready. */
+async function startServer(
+  program: string,
+  args: string[],
+  ready: RegExp,
+  options: SpawnOptions,
+  watch: (line: string) => void = () => {},
+): Promise<() => Promise<void>> {
+  const child = spawn(program, args, { ...options, stdio: ['ignore', 'ignore', 'pipe'] });
+  const ended = once(child, 'close');
+  const said: string[] = [];
+  await new Promise<void>((resolve, reject) => {
+    createInterface(child.stderr!).on('line', (line) => {
+      if (said.length < 50) said.push(line);
+      watch(line);
+      if (ready.test(line)) resolve();
+    });
+    ended.then(() => reject(new Error(`${program} ended: ${said.join('\n')}`)));
+  });
+  return async () => {
+    child.kill('SIGINT');
+    await ended;
+  };
+}
+
+async function startPostgres15(program: string, folder: string): Promise<Running> {
+  const as = await account();
+  const password = randomBytes(24).toString('base64url');
+  const [data, secret] = [join(folder, 'data'), join(folder, 'password')];
+  await writeSecret(secret, `${password}\n`, as);
+  const given = ['-D', data, '-U', 'memoryd', '--pwfile', secret, '-A', 'scram-sha-256', '-E', 'UTF8', '--no-sync'];
+  const options = { ...as, cwd: folder, env: { ...process.env, LC_ALL: 'C' } };
+  await output(join(dirname(program), 'initdb'), given, options);
+  const port = await freePort();
+  const settings = { ...SETTINGS, listen_addresses: '127.0.0.1', port: String(port), unix_socket_directories: '' };
+  const flags = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
+  const stop = await startServer(program, ['-D', data, ...flags], /ready to accept connections/, options);
+  return { env: { TEST_POSTGRES_URL: `postgres://memoryd:${password}@127.0.0.1:${port}/postgres` }, stop };
+}
+
+/** PgBouncer before the Postgres that comes with memoryd. Only the service goes through it, as the runtime role. */
+async function startPgbouncer(program: string, folder: string): Promise<Running> {
+  const as = await account();
+  const postgres = await startPostgres({ folder: join(folder, 'postgres'), settings: SETTINGS });
+  const port = await freePort();
+  const [config, users] = [join(folder, 'pgbouncer.ini'), join(folder, 'users')];
+  // The password that test/database.ts gives this role.
+  await writeSecret(users, '"memoryd_app" "app"\n', as);
+  await writeSecret(
+    config,
+    `[databases]
+* = host=127.0.0.1 port=${postgres.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = ${port}
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = ${users}
+pool_mode = transaction
+default_pool_size = 40
+max_client_conn = 1000
+`,
+    as,
+  );
+  let logins = 0;
+  const count = (line: string) => {
+    if (/login attempt: .*user=memoryd_app/.test(line)) logins++;
+  };
+  const stop = await startServer(program, [config], /process up/, { ...as, cwd: folder }, count);
+  return {
+    env: { TEST_POSTGRES_URL: postgres.url, TEST_POOLER: `127.0.0.1:${port}` },
+    async stop() {
+      await stop();
+      await postgres.stop();
+      await rm(dirname(postgres.data), { recursive: true, force: true });
+      if (logins === 0) throw new Error('nothing went through PgBouncer');
+      console.log(`${logins} connections went through PgBouncer`);
+    },
+  };
+}
+
+async function writeSecret(path: string, text: string, { uid, gid }: { uid?: number; gid?: number }): Promise<void> {
+  await writeFile(path, text, { mode: 0o600 });
+  if (uid !== undefined && gid !== undefined) await chown(path, uid, gid);
+}
+
+async function runTests(leftOut: Record<string, string>, env: Record<string, string>): Promise<number> {
+  const ignored = Object.keys(leftOut).flatMap((name) => ['--ignore', `test/${name}.test.ts`]);
+  const child = spawn(process.execPath, ['node_modules/mocha/bin/mocha.js', ...ignored], {
+    cwd: ROOT,
+    env: { ...process.env, ...env },
+    stdio: 'inherit',
+  });
+  const [code] = await once(child, 'close');
+  return code ?? 1;
+}
+
+const name = process.argv[2] ?? '';
+const variant = VARIANTS[name];
+if (!variant) throw new Error(`name one of ${Object.keys(VARIANTS).join(', ')}`);
+const program = await findProgram(variant);
+if (!program) {
+  console.log(`skipped: ${name} is not installed (no ${variant.program} in ${variant.folders.join(', ')})`);
+} else {
+  const folder = await mkdtemp(join(tmpdir(), `memoryd-${name}-`));
+  await chmod(folder, 0o755);
+  const { uid, gid } = await account();
+  if (uid !== undefined && gid !== undefined) await chown(folder, uid, gid);
+  console.log(await output(program, ['--version']));
+  for (const [file, why] of Object.entries(variant.leftOut)) console.log(`left out: ${file}.test.ts, as ${why}`);
+  const running = await variant.start(program, folder);
+  // Told to end, the tests end first, as they are told as well.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => {});
+  try {
+    process.exitCode = await runTests(variant.leftOut, running.env);
+  } finally {
+    await running.stop();
+    await rm(folder, { recursive: true, force: true });
+  }
+}

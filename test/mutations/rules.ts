@@ -187,8 +187,8 @@ export const RULES: Mutant[] = [
   mutant(
     'as many calls as come are served at once',
     'src/rpc/inflight.ts',
-    'if (count > limit)',
-    'if (count > 2 * limit)',
+    'if (count >= limit)',
+    'if (count >= 2 * limit)',
     'load',
   ),
 ];

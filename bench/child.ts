@@ -48,9 +48,19 @@ export function startChild(file: string): Child {
   };
 }
 
+export interface Usage {
+  cpuMs: number;
+  rssMb: number;
+}
+
+function usage(): Usage {
+  const { user, system } = process.cpuUsage();
+  return { cpuMs: (user + system) / 1000, rssMb: process.memoryUsage.rss() / 1e6 };
+}
+
 /** The child's side: answers what it is asked until its parent is gone, however that went. */
 export function answer(handlers: Record<string, (body: any) => unknown>): void {
-  const all: typeof handlers = { ...handlers, cpu: () => process.cpuUsage() };
+  const all: typeof handlers = { ...handlers, usage };
   process.on('disconnect', () => process.exit());
   process.on('message', async ({ id, name, body }: { id: number; name: string; body: unknown }) => {
     try {

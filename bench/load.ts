@@ -1,53 +1,29 @@
-import { type Work, workOverRpc } from './calls.ts';
 import { answer } from './child.ts';
-import { workOverPg } from './raw.ts';
-import type { Operation, Subjects } from './subjects.ts';
+import { connect } from './client.ts';
+import { drive, type RunOrder, type RunResult, type Work } from './loop.ts';
+import { rpcWork } from './operations.ts';
+import { pgWork } from './raw.ts';
+import type { Subjects } from './subjects.ts';
+import { singleCallWork } from './turns.ts';
 
-// The load generator: so many callers, each with its next call as soon as its last one is answered.
+/** How to make the calls of a contestant. */
+export type Setup = { name: string; subjects: Subjects } & (
+  | { by: 'rpc' | 'single calls'; address: string }
+  | { by: 'pg'; databaseUrl: string }
+);
 
-export interface LoadSetup {
-  /** Servers by name. */
-  addresses: Record<string, string>;
-  databaseUrl: string;
-  subjects: Subjects;
+const works: Record<string, Work> = {};
+
+function workOf(setup: Setup): Work {
+  if (setup.by === 'pg') return pgWork(setup.databaseUrl, setup.subjects);
+  const { call } = connect(setup.address, setup.subjects.scope);
+  return setup.by === 'rpc' ? rpcWork(call, setup.subjects) : singleCallWork(call, setup.subjects);
 }
 
-export interface RunOrder {
-  contestant: string;
-  operation: Operation;
-  callers: number;
-  ms: number;
-}
-
-export interface RunResult {
-  ms: number;
-  /** Milliseconds of each call. */
-  latencies: Float64Array;
-}
-
-const contestants: Record<string, Work> = {};
-
-function setUp({ addresses, databaseUrl, subjects }: LoadSetup): void {
-  for (const [name, address] of Object.entries(addresses)) contestants[name] = workOverRpc(address, subjects);
-  contestants.pg = workOverPg(databaseUrl, subjects);
-}
-
-/** Ends when the last call is answered, so that what is counted is all that was done. */
-async function run({ contestant, operation, callers, ms }: RunOrder): Promise<RunResult> {
-  const work = contestants[contestant]![operation];
-  const latencies: number[] = [];
-  const start = performance.now();
-  const end = start + ms;
-  async function call(caller: number): Promise<void> {
-    for (let before = performance.now(); before < end; ) {
-      await work(caller);
-      const after = performance.now();
-      latencies.push(after - before);
-      before = after;
-    }
-  }
-  await Promise.all(Array.from({ length: callers }, (_, caller) => call(caller)));
-  return { ms: performance.now() - start, latencies: Float64Array.from(latencies) };
-}
-
-answer({ setUp, run });
+answer({
+  setUp: (setups: Setup[]) => {
+    for (const setup of setups) works[setup.name] = workOf(setup);
+  },
+  run: ({ contestant, operation, callers, ms }: RunOrder): Promise<RunResult> =>
+    drive(works[contestant]![operation]!, callers, ms),
+});

@@ -1,26 +1,24 @@
 import { writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
-import { seed } from './calls.ts';
-import { type Child, startChild } from './child.ts';
-import type { LoadSetup } from './load.ts';
-import { atMost, type Bar, barTable, roundedRow, table } from './report.ts';
-import { type Contestant, cpuRatio, type Field, type Row, runGroup, summarise } from './rounds.ts';
+import type { Child } from './child.ts';
+import { startField } from './field.ts';
+import { barsOf, COMPARISONS, MOST, type RatioBar } from './plan.ts';
+import { type Bar, barOf, barTable, roundedRow, table } from './report.ts';
+import { type Contestant, type Round, type Row, ratio, runGroup, summarise } from './rounds.ts';
 import { measureDev, measureServe } from './startup.ts';
-import { OPERATIONS } from './subjects.ts';
-import { makeWorld, type World } from './world.ts';
-
-const CALLERS = [1, 16, 64];
-const MOST = Math.max(...CALLERS);
+import { type Database, makeDatabase, makeWorld, type World } from './world.ts';
 
 interface Size {
-  /** Rounds of each group, and of the one that the bar is about. */
+  /** Rounds of each group, and of those that a bar is about. */
   rounds: number;
   barRounds: number;
   ms: number;
+  /** Sessions, and messages of a thread, of the large database. */
+  large: number;
   starts: number;
 }
-const QUICK: Size = { rounds: 3, barRounds: 9, ms: 300, starts: 3 };
-const FULL: Size = { rounds: 7, barRounds: 21, ms: 1000, starts: 5 };
+const QUICK: Size = { rounds: 3, barRounds: 9, ms: 300, large: 100_000, starts: 3 };
+const FULL: Size = { rounds: 7, barRounds: 21, ms: 1000, large: 1_000_000, starts: 5 };
 
 interface Options {
   quick?: boolean;
@@ -51,13 +49,13 @@ async function bench({ quick, json, profile }: Options): Promise<void> {
   for (const signal of ['SIGINT', 'SIGTERM'] as const)
     process.once(signal, () => undo().finally(() => process.exit(1)));
   try {
-    const { field, echo, ours, pg } = await startField(world, children);
-    if (profile) return await profileGetSession(field, ours, profile);
+    const database = await makeDatabase(world, 'memoryd_bench');
+    const field = await startField(children, world, database, size.large);
+    if (profile) return await profileGetSession(world, field.get('memoryd')!, profile);
 
-    const { rows, ratio } = await compareAll(field, [echo, ours, pg], size);
+    const { rows, bars } = await compareAll(world, field, size);
     for (const child of children) child.stop();
-    const bars = [atMost('GetSession server CPU per call vs echo, 64 callers', ratio, 3.5)];
-    bars.push(...(await startBars(world, size)));
+    bars.push(...(await startBars(world, database, size)));
 
     console.log(`${table(rows)}\n\n${barTable(bars)}`);
     if (json) await writeFile(json, `${JSON.stringify({ bars, rows: rows.map(roundedRow) }, null, 2)}\n`);
@@ -66,73 +64,59 @@ async function bench({ quick, json, profile }: Options): Promise<void> {
   }
 }
 
-/** Everything that takes part: server under test, echo and load generator, each in a process of its own. */
-async function startField(world: World, children: Child[]) {
-  const child = (file: string) => {
-    const started = startChild(file);
-    children.push(started);
-    return started;
-  };
-  const [server, echoServer, load] = [child('server.ts'), child('echo.ts'), child('load.ts')];
-  const { databaseUrl, keyFile, scope } = world;
-  const address = `127.0.0.1:${await server.ask<number>('start', { databaseUrl, keyFile })}`;
-  const subjects = await seed(address, scope, MOST);
-  const echoAddress = `127.0.0.1:${await echoServer.ask<number>('start', { address, subjects })}`;
-  const setup: LoadSetup = { addresses: { memoryd: address, echo: echoAddress }, databaseUrl, subjects };
-  await load.ask('setUp', setup);
-
-  const field: Field = { load, postgresCpu: world.postgresCpu };
-  const echo: Contestant = { name: 'echo', process: echoServer, usesPostgres: false };
-  const ours: Contestant = { name: 'memoryd', process: server, usesPostgres: true };
-  const pg: Contestant = { name: 'pg', process: load, usesPostgres: true };
-  return { field, echo, ours, pg };
-}
-
-/** All groups, and for the bar what GetSession costs as a multiple of the echo beside it. */
 async function compareAll(
-  field: Field,
-  contestants: Contestant[],
+  { postgresCpu }: World,
+  field: Map<string, Contestant>,
   size: Size,
-): Promise<{ rows: Row[]; ratio: number }> {
+): Promise<{ rows: Row[]; bars: Bar[] }> {
   const rows: Row[] = [];
-  let ratio = Number.NaN;
+  const bars: Bar[] = [];
+  const groups = COMPARISONS.map(({ operation, callers, contestants }) => {
+    const bars = barsOf(size.large).filter((bar) => bar.operation === operation && bar.callers === callers);
+    const rounds = bars.length > 0 ? size.barRounds : size.rounds;
+    const taking = contestants.map((name) => field.get(name)!);
+    return { bars, group: { operation, callers, contestants: taking, rounds, ms: size.ms } };
+  });
   progress('warming up');
-  for (const operation of OPERATIONS) {
-    await runGroup(field, { operation, callers: MOST, contestants, rounds: 0, ms: 1000 });
+  for (const { group } of groups) {
+    if (group.callers === MOST) await runGroup(postgresCpu, { ...group, rounds: 0, ms: 1000 });
   }
-  for (const operation of OPERATIONS) {
-    for (const callers of CALLERS) {
-      progress(`${operation}, ${callers} callers`);
-      const isBar = operation === 'GetSession' && callers === 64;
-      const group = { operation, callers, contestants, rounds: isBar ? size.barRounds : size.rounds, ms: size.ms };
-      const results = await runGroup(field, group);
-      for (const { name } of contestants) rows.push(summarise(group, name, results.get(name)!));
-      if (isBar) ratio = cpuRatio(results.get('memoryd')!, results.get('echo')!);
-    }
+  for (const { group, bars: wanted } of groups) {
+    progress(`${group.operation}, ${group.callers} callers`);
+    const results = await runGroup(postgresCpu, group);
+    for (const { name } of group.contestants) rows.push(summarise(group, name, results.get(name)!));
+    bars.push(...wanted.map((bar) => judge(bar, results)));
   }
-  return { rows, ratio };
+  return { rows, bars };
 }
 
-async function startBars(world: World, size: Size): Promise<Bar[]> {
+function judge(wanted: RatioBar, results: Map<string, Round[]>): Bar {
+  const { name, callers, of, figure, to, toFigure, sense, bar } = wanted;
+  const ratios = to.map((other) => ratio(results.get(of)!, figure, results.get(other)!, toFigure));
+  const worst = sense === 'at most' ? Math.max(...ratios) : Math.min(...ratios);
+  return barOf(`${name}, ${callers} callers`, worst, sense, bar);
+}
+
+async function startBars(world: World, database: Database, size: Size): Promise<Bar[]> {
   progress('starts of `serve`');
-  const { readyMs, idleMb } = await measureServe(world, size.starts);
+  const { readyMs, idleMb } = await measureServe(world, database, size.starts);
   progress('first start of `dev`');
   const devMs = await measureDev(world);
   return [
-    atMost('serve ready ms', readyMs, 1500),
-    ...(idleMb === undefined ? [] : [atMost('serve idle RSS MB', idleMb, 160)]),
-    atMost('dev first start ms', devMs, 10_000),
+    barOf('serve ready ms', readyMs, 'at most', 1500),
+    ...(idleMb === undefined ? [] : [barOf('serve idle RSS MB', idleMb, 'at most', 160)]),
+    barOf('dev first start ms', devMs, 'at most', 10_000),
   ];
 }
 
-async function profileGetSession(field: Field, ours: Contestant, file: string): Promise<void> {
-  const group = { operation: 'GetSession' as const, callers: 64, contestants: [ours], ms: 5000 };
+async function profileGetSession({ postgresCpu }: World, ours: Contestant, file: string): Promise<void> {
+  const group = { operation: 'GetSession', callers: MOST, contestants: [ours], ms: 5000 };
   progress('warming up');
-  await runGroup(field, { ...group, rounds: 0 });
+  await runGroup(postgresCpu, { ...group, rounds: 0 });
   progress('profiling');
-  await ours.process.ask('startProfile');
-  await runGroup(field, { ...group, rounds: 1 });
-  await ours.process.ask('endProfile', file);
+  await ours.server.ask('startProfile');
+  await runGroup(postgresCpu, { ...group, rounds: 1 });
+  await ours.server.ask('endProfile', file);
 }
 
 await program.parseAsync();

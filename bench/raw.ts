@@ -4,9 +4,9 @@ import type { Statement, Value } from '../src/db/statement.ts';
 import { leading, type Stamp, type TenantTx } from '../src/db/transaction.ts';
 import { getSession } from '../src/sessions/repository.ts';
 import { upsertSession } from '../src/sessions/upsert.ts';
-import { appendMessages, listMessages } from '../src/threads/repository.ts';
-import type { Work } from './calls.ts';
-import { appendMessage, type Subjects, touchSession } from './subjects.ts';
+import { appendMessages as append, listMessages } from '../src/threads/repository.ts';
+import { any, type Work } from './loop.ts';
+import { appendMessages, type Subjects, touchSession } from './subjects.ts';
 
 const MAX_CONNECTIONS = 20; // as many as the server under test has
 
@@ -14,7 +14,7 @@ const MAX_CONNECTIONS = 20; // as many as the server under test has
  * The same statements as prepared queries of plain `pg`, without a service around them: no transaction but the implicit one,
  * the tenant set once per connection. What is left of a row is what pg makes of it.
  */
-export function workOverPg(connectionString: string, subjects: Subjects): Work {
+export function pgWork(connectionString: string, subjects: Subjects): Work {
   const { scope } = subjects;
   const options = `-c app.tenant_id=${scope.tenant} -c app.env=${scope.env}`;
   const pool = new pg.Pool({ connectionString, options, max: MAX_CONNECTIONS });
@@ -30,12 +30,10 @@ export function workOverPg(connectionString: string, subjects: Subjects): Work {
     listMessages(db, subjects.readThread, { seq: Number.MAX_SAFE_INTEGER, ascending: false }, 51),
   );
   return {
-    GetSession: (caller) => some(run(...gets[caller]!)),
+    GetSession: () => some(run(...any(gets))),
     UpsertSession: (caller) => some(upsertSession(tx, upsertOf(subjects.writtenSessions[caller]!))),
     AppendMessages: (caller) =>
-      some(
-        appendMessages(tx, { ...appendMessage(subjects.writtenThreads[caller]!), sessionId: '', tokenCounts: [110] }),
-      ),
+      some(append(tx, { ...appendMessages(subjects.writtenThreads[caller]!), sessionId: '', tokenCounts: [110] })),
     ListMessages: () => some(run(...list)),
   };
 }

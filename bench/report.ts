@@ -7,12 +7,12 @@ export interface Bar {
   holds: boolean;
 }
 
-/** A figure that should be at most so much. */
-export const atMost = (name: string, value: number, bar: number): Bar => ({
-  name,
+/** A figure that should be at most, or at least, so much. */
+export const barOf = (name: string, value: number, sense: 'at most' | 'at least', bar: number): Bar => ({
+  name: `${name}, ${sense}`,
   value: round(value),
   bar,
-  holds: value <= bar,
+  holds: sense === 'at most' ? value <= bar : value >= bar,
 });
 
 const round = (value: number): number => Number(value.toPrecision(4));
@@ -36,6 +36,7 @@ export function table(rows: Row[]): string {
       'CPU µs/call',
       '× echo',
       'Postgres µs/call',
+      'RSS MB',
       'others %',
     ],
   ];
@@ -56,6 +57,7 @@ export function table(rows: Row[]): string {
       row.cpuMicros.toFixed(0),
       echo ? (row.cpuMicros / echo.cpuMicros).toFixed(2) : '',
       row.postgresCpuMicros?.toFixed(0) ?? '',
+      row.rssMb.toFixed(0),
       row.othersPercent.toFixed(0),
     ]);
   }
@@ -66,10 +68,10 @@ export function barTable(bars: Bar[]): string {
   const lines = bars.map(({ name, value, bar, holds }) => [
     name,
     String(value),
-    `≤ ${bar}`,
+    String(bar),
     holds ? 'holds' : 'DOES NOT HOLD',
   ]);
-  return aligned([['bar', 'value', '', ''], ...lines], 1);
+  return aligned([['', 'value', 'bar', ''], ...lines], 1);
 }
 
 /** Columns of equal width; the first ones are text, and the others figures. */

@@ -1,23 +1,19 @@
 import { cpus } from 'node:os';
-import type { Child } from './child.ts';
-import type { RunOrder, RunResult } from './load.ts';
-import type { Operation } from './subjects.ts';
+import type { Child, Usage } from './child.ts';
+import type { RunOrder, RunResult } from './loop.ts';
 
 /** One of those that do the same work side by side. */
 export interface Contestant {
   name: string;
-  /** The process whose CPU its calls cost. */
-  process: Child;
+  /** The process that makes the calls. */
+  load: Child;
+  /** The process whose CPU and memory they cost. */
+  server: Child;
   usesPostgres: boolean;
 }
 
-export interface Field {
-  load: Child;
-  postgresCpu(): number | undefined;
-}
-
 export interface Group {
-  operation: Operation;
+  operation: string;
   callers: number;
   contestants: readonly Contestant[];
   rounds: number;
@@ -29,20 +25,32 @@ export interface Round {
   /** Microseconds per call. */
   cpu: number;
   postgresCpu: number | undefined;
+  p50: number;
+  p99: number;
+  /** Resident memory at the end. */
+  rssMb: number;
   /** The part of the machine's CPU time that programs took which are not of the bench. */
   others: number;
   latencies: Float64Array;
 }
 
+export type Figure = 'perSecond' | 'cpu' | 'p50' | 'p99';
+
+/** CPU milliseconds that Postgres has used, undefined where the system does not tell. */
+export type PostgresCpu = () => number | undefined;
+
 /**
  * Runs the contestants of a group in turns, A B C A B C …, so that what else the machine does meanwhile hits all of them.
  * The first round only warms up. Gives each contestant's rounds by its name.
  */
-export async function runGroup(field: Field, { contestants, rounds, ...order }: Group): Promise<Map<string, Round[]>> {
+export async function runGroup(
+  postgresCpu: PostgresCpu,
+  { contestants, rounds, ...order }: Group,
+): Promise<Map<string, Round[]>> {
   const results = new Map<string, Round[]>(contestants.map(({ name }) => [name, []]));
   for (let round = -1; round < rounds; round++) {
     for (const contestant of contestants) {
-      const result = await runOnce(field, contestant, order);
+      const result = await runOnce(postgresCpu, contestant, order);
       if (round >= 0) results.get(contestant.name)!.push(result);
     }
   }
@@ -50,13 +58,13 @@ export async function runGroup(field: Field, { contestants, rounds, ...order }: 
 }
 
 async function runOnce(
-  { load, postgresCpu }: Field,
-  { name, process, usesPostgres }: Contestant,
+  postgresCpu: PostgresCpu,
+  { name, load, server, usesPostgres }: Contestant,
   order: Omit<RunOrder, 'contestant'>,
 ): Promise<Round> {
   const look = async () => ({
-    server: await cpuMs(process),
-    client: process === load ? 0 : await cpuMs(load),
+    server: await server.ask<Usage>('usage'),
+    client: server === load ? 0 : (await load.ask<Usage>('usage')).cpuMs,
     postgres: postgresCpu() ?? 0,
     machine: cpus().reduce((sum, { times }) => sum + times.user + times.nice + times.sys + times.irq, 0),
   });
@@ -65,30 +73,29 @@ async function runOnce(
   const after = await look();
 
   const calls = latencies.length;
-  const server = after.server - before.server;
+  const cpuMs = after.server.cpuMs - before.server.cpuMs;
   const postgres = after.postgres - before.postgres;
-  const others = after.machine - before.machine - server - (after.client - before.client) - postgres;
+  const others = after.machine - before.machine - cpuMs - (after.client - before.client) - postgres;
+  const sorted = latencies.toSorted();
   return {
     perSecond: (calls / ms) * 1000,
-    cpu: (server * 1000) / calls,
+    cpu: (cpuMs * 1000) / calls,
     postgresCpu: usesPostgres && after.postgres > 0 ? (postgres * 1000) / calls : undefined,
+    p50: percentile(sorted, 0.5),
+    p99: percentile(sorted, 0.99),
+    rssMb: after.server.rssMb,
     others: Math.max(0, others) / (ms * cpus().length),
     latencies,
   };
 }
 
-async function cpuMs(process: Child): Promise<number> {
-  const { user, system } = await process.ask<NodeJS.CpuUsage>('cpu');
-  return (user + system) / 1000;
-}
-
 /**
- * The median of what one costs in CPU as a multiple of what the other costs beside it, over the half of the rounds in which
+ * The median of what one comes to as a multiple of what the other comes to beside it, over the half of the rounds in which
  * other programs took least: on a machine that is not ours alone, they make every call dearer, and not both alike.
  */
-export function cpuRatio(ours: Round[], theirs: Round[]): number {
+export function ratio(ours: Round[], figure: Figure, theirs: Round[], theirFigure: Figure = figure): number {
   const pairs = ours.map((round, i) => ({
-    ratio: round.cpu / theirs[i]!.cpu,
+    ratio: round[figure] / theirs[i]![theirFigure],
     others: Math.max(round.others, theirs[i]!.others),
   }));
   const quiet = pairs.sort((a, b) => a.others - b.others).slice(0, Math.ceil(pairs.length / 2));
@@ -101,16 +108,21 @@ export function median(values: number[]): number {
   return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
+const percentile = (sorted: Float64Array, p: number): number =>
+  sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * p))]!;
+
 export interface Row {
-  operation: Operation;
+  operation: string;
   callers: number;
   contestant: string;
   perSecond: number;
   p50Ms: number;
   p95Ms: number;
   p99Ms: number;
-  /** Of the process that serves the call, or, of plain pg, that makes it. */
+  /** Of the process that serves the call, or, of what is in-process, that makes it. */
   cpuMicros: number;
+  /** Of the same process. */
+  rssMb: number;
   postgresCpuMicros: number | undefined;
   /** What programs that are not of the bench took of the machine's CPU time meanwhile. */
   othersPercent: number;
@@ -119,17 +131,17 @@ export interface Row {
 /** What a contestant's rounds come to: medians over the rounds, and percentiles over all their calls. */
 export function summarise({ operation, callers }: Group, contestant: string, rounds: Round[]): Row {
   const latencies = Float64Array.from(rounds.flatMap((round) => [...round.latencies])).sort();
-  const percentile = (p: number) => latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * p))]!;
   const postgres = rounds.map((round) => round.postgresCpu).filter((cpu) => cpu !== undefined);
   return {
     operation,
     callers,
     contestant,
     perSecond: median(rounds.map((round) => round.perSecond)),
-    p50Ms: percentile(0.5),
-    p95Ms: percentile(0.95),
-    p99Ms: percentile(0.99),
+    p50Ms: percentile(latencies, 0.5),
+    p95Ms: percentile(latencies, 0.95),
+    p99Ms: percentile(latencies, 0.99),
     cpuMicros: median(rounds.map((round) => round.cpu)),
+    rssMb: median(rounds.map((round) => round.rssMb)),
     postgresCpuMicros: postgres.length > 0 ? median(postgres) : undefined,
     othersPercent: median(rounds.map((round) => round.others)) * 100,
   };

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { ChannelCredentials, loadPackageDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { median } from './rounds.ts';
-import type { World } from './world.ts';
+import type { Database, World } from './world.ts';
 
 const MAIN = fileURLToPath(new URL('../src/main.ts', import.meta.url));
 const HEALTH = fileURLToPath(new URL('../third_party/proto/grpc/health/v1/health.proto', import.meta.url));
@@ -20,7 +20,8 @@ const HealthClient = (loadPackageDefinition(loadSync(HEALTH)) as any).grpc.healt
 
 /** `serve` on a migrated database: until its health says SERVING, and its memory a little later, when nobody calls. */
 export async function measureServe(
-  world: World,
+  { keyFile }: World,
+  { databaseUrl }: Database,
   times: number,
 ): Promise<{ readyMs: number; idleMb: number | undefined }> {
   const ready: number[] = [];
@@ -28,8 +29,8 @@ export async function measureServe(
   for (let time = 0; time < times; time++) {
     const port = await freePort();
     const start = performance.now();
-    const child = memoryd(['serve', '--auth', 'trusted', '--port', String(port), '--key-file', world.keyFile], {
-      DATABASE_URL: world.databaseUrl,
+    const child = memoryd(['serve', '--auth', 'trusted', '--port', String(port), '--key-file', keyFile], {
+      DATABASE_URL: databaseUrl,
     });
     try {
       await untilServing(port, child);

@@ -1,31 +1,34 @@
 import { randomBytes } from 'node:crypto';
-import { Metadata } from '@grpc/grpc-js';
 import type { Scope } from '../src/db/transaction.ts';
-import { AppendMessagesRequest, ListMessagesRequest } from '../src/gen/memory/v1/conversation_service.ts';
-import { type GetSessionRequest, UpsertSessionRequest } from '../src/gen/memory/v1/memory_service.ts';
-import { MessageRole } from '../src/gen/memory/v1/message.ts';
+import {
+  AppendMessagesRequest,
+  ContextOptions,
+  GetContextRequest,
+  ListMessagesRequest,
+} from '../src/gen/memory/v1/conversation_service.ts';
+import { ForwardBundleRequest, UpsertSessionRequest } from '../src/gen/memory/v1/memory_service.ts';
+import { Message, MessageRole } from '../src/gen/memory/v1/message.ts';
 import { PinnedRef_Kind } from '../src/gen/memory/v1/session.ts';
 
-export const OPERATIONS = ['GetSession', 'UpsertSession', 'AppendMessages', 'ListMessages'] as const;
-export type Operation = (typeof OPERATIONS)[number];
-
-/** What the calls are about: each caller has a session that it reads, and a session and a thread that it writes. */
+/** What the calls are about. What is written is each caller's own. */
 export interface Subjects {
   scope: Scope;
   readSessions: string[];
   writtenSessions: string[];
   writtenThreads: string[];
-  /** One for all, of some hundred messages. */
   readThread: string;
+  /** A session of the thread that is read. */
+  contextSession: string;
+  /** Where turns begin and end. */
+  turns: TurnSubject[];
+  /** Where a turn was taken once and is committed again and again. */
+  heldTurns: (TurnSubject & { fencingToken: number })[];
 }
 
-export const metadataOf = ({ tenant, env, user }: Scope): Metadata => {
-  const metadata = new Metadata();
-  metadata.set('x-tenant-id', tenant);
-  metadata.set('x-env', env);
-  metadata.set('x-user-id', user);
-  return metadata;
-};
+export interface TurnSubject {
+  sessionId: string;
+  threadId: string;
+}
 
 /** A session as an orchestrator keeps it, of about 1.5 KiB on the wire. */
 export function newSession(name: string): UpsertSessionRequest {
@@ -70,21 +73,30 @@ export function newSession(name: string): UpsertSessionRequest {
   });
 }
 
-export const getSession = (sessionId: string): GetSessionRequest => ({ sessionId });
-
 /** What an orchestrator notes after a step. */
+export const STATE_PATCH = { step: 5, open: { region: 'apac', rows: 977 } };
+
 export const touchSession = (id: string): UpsertSessionRequest =>
-  UpsertSessionRequest.fromPartial({
-    session: { id, state: { step: 5, open: { region: 'apac', rows: 977 } }, metadata: { client: 'web/5.12.1' } },
-  });
+  UpsertSessionRequest.fromPartial({ session: { id, state: STATE_PATCH, metadata: { client: 'web/5.12.1' } } });
 
 const CONTENT = randomBytes(375).toString('base64'); // 500 characters that do not compress
 
-export const appendMessage = (threadId: string, count = 1): AppendMessagesRequest =>
-  AppendMessagesRequest.fromPartial({
-    threadId,
-    messages: Array.from({ length: count }, () => ({ role: MessageRole.HUMAN, content: CONTENT })),
-  });
+export const newMessages = (role: 1 | 2, count = 1): Message[] =>
+  Array.from({ length: count }, () => Message.fromPartial({ role, content: CONTENT }));
 
-export const listLast50 = (threadId: string): ListMessagesRequest =>
-  ListMessagesRequest.fromPartial({ threadId, pageSize: 50 });
+export const appendMessages = (threadId: string, count = 1): AppendMessagesRequest =>
+  AppendMessagesRequest.fromPartial({ threadId, messages: newMessages(MessageRole.HUMAN, count) });
+
+export const listLast = (threadId: string, pageSize: number): ListMessagesRequest =>
+  ListMessagesRequest.fromPartial({ threadId, pageSize });
+
+export const LAST_50: ContextOptions = ContextOptions.fromPartial({ limit: { $case: 'lastN', value: 50 } });
+
+export const getContext = (sessionId: string): GetContextRequest =>
+  GetContextRequest.fromPartial({ sessionId, options: LAST_50 });
+
+export const forwardLast10 = (sourceThreadId: string, targetThreadId: string): ForwardBundleRequest =>
+  ForwardBundleRequest.fromPartial({
+    source: { $case: 'inline', value: { sourceThreadId, selection: { selection: { $case: 'lastN', value: 10 } } } },
+    targetThreadId,
+  });

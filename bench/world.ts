@@ -7,19 +7,17 @@ import { migrate } from '../src/db/migrate.ts';
 import type { Scope } from '../src/db/transaction.ts';
 import { startPostgres } from '../src/dev/postgres.ts';
 import { withClient } from '../src/preflight.ts';
+import type { PostgresCpu } from './rounds.ts';
 
-/** A Postgres of the bench's own with a migrated database and one tenant, in a temporary folder. */
+/** A Postgres of the bench's own, in a temporary folder. */
 export interface World {
   readonly folder: string;
-  readonly databaseUrl: string;
   readonly keyFile: string;
-  readonly scope: Scope;
-  /** CPU milliseconds that Postgres has used in all its processes, undefined where the system does not tell. */
-  postgresCpu(): number | undefined;
+  /** Makes a database, and gives its owner's URL. */
+  createDatabase(name: string): Promise<string>;
+  postgresCpu: PostgresCpu;
   close(): Promise<void>;
 }
-
-const DATABASE = 'memoryd_bench';
 
 export async function makeWorld(): Promise<World> {
   const folder = await mkdtemp(join(tmpdir(), 'memoryd-bench-'));
@@ -30,32 +28,48 @@ export async function makeWorld(): Promise<World> {
     await rm(dirname(postgres.data), { recursive: true, force: true }); // as root the data lie elsewhere
     await rm(folder, { recursive: true, force: true });
   }
+  async function createDatabase(name: string): Promise<string> {
+    await withClient(postgres.url, (client) => client.query(`create database ${name}`));
+    const url = new URL(postgres.url);
+    url.pathname = `/${name}`;
+    return url.href;
+  }
   try {
-    const owner = new URL(postgres.url);
-    await withClient(owner.href, (client) => client.query(`create database ${DATABASE}`));
-    owner.pathname = `/${DATABASE}`;
-    await migrate(owner.href);
-    const scope = { tenant: 'bench', env: 'dev', user: 'user' };
-    await withClient(owner.href, async (client) => {
-      await client.query(`alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
-      await client.query('insert into tenants (tenant_id, envs) values ($1, $2)', [scope.tenant, [scope.env]]);
-      await client.query('insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, 1)', [
-        scope.tenant,
-        scope.env,
-        scope.user,
-      ]);
-    });
-    const app = new URL(owner);
-    app.username = 'memoryd_app';
-    app.password = 'app';
     const keyFile = join(folder, 'keys');
     await addKey(keyFile);
     const postmaster = Number.parseInt(await readFile(join(postgres.data, 'postmaster.pid'), 'utf8'), 10);
-    return { folder, databaseUrl: app.href, keyFile, scope, postgresCpu: () => cpuOfTree(postmaster), close };
+    return { folder, keyFile, createDatabase, postgresCpu: () => cpuOfTree(postmaster), close };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+/** A database of the service's, migrated, with one tenant. */
+export interface Database {
+  readonly ownerUrl: string;
+  /** For the service. */
+  readonly databaseUrl: string;
+  readonly scope: Scope;
+}
+
+export async function makeDatabase(world: World, name: string): Promise<Database> {
+  const ownerUrl = await world.createDatabase(name);
+  await migrate(ownerUrl);
+  const scope = { tenant: 'bench', env: 'dev', user: 'user' };
+  await withClient(ownerUrl, async (client) => {
+    await client.query(`alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
+    await client.query('insert into tenants (tenant_id, envs) values ($1, $2)', [scope.tenant, [scope.env]]);
+    await client.query('insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, 1)', [
+      scope.tenant,
+      scope.env,
+      scope.user,
+    ]);
+  });
+  const app = new URL(ownerUrl);
+  app.username = 'memoryd_app';
+  app.password = 'app';
+  return { ownerUrl, databaseUrl: app.href, scope };
 }
 
 // Linux counts these in hundredths of a second whatever the kernel's own clock.

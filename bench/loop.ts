@@ -1,0 +1,40 @@
+/** Does an operation once, as the caller of that number. */
+export type Call = (caller: number) => Promise<unknown>;
+
+/** What a contestant can do, by the operation's name. */
+export type Work = Record<string, Call>;
+
+export interface RunOrder {
+  contestant: string;
+  operation: string;
+  callers: number;
+  ms: number;
+}
+
+export interface RunResult {
+  ms: number;
+  /** Milliseconds of each call. */
+  latencies: Float64Array;
+}
+
+/**
+ * So many callers, each with its next call as soon as its last one is answered. Ends when the last call is answered, so that
+ * what is counted is all that was done.
+ */
+export async function drive(work: Call, callers: number, limitMs: number): Promise<RunResult> {
+  const latencies: number[] = [];
+  const start = performance.now();
+  const end = start + limitMs;
+  async function call(caller: number): Promise<void> {
+    for (let before = performance.now(); before < end; ) {
+      await work(caller);
+      const after = performance.now();
+      latencies.push(after - before);
+      before = after;
+    }
+  }
+  await Promise.all(Array.from({ length: callers }, (_, caller) => call(caller)));
+  return { ms: performance.now() - start, latencies: Float64Array.from(latencies) };
+}
+
+export const any = <Item>(items: Item[]): Item => items[Math.floor(Math.random() * items.length)]!;

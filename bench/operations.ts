@@ -1,0 +1,66 @@
+import { ConversationServiceService as Conversation } from '../src/gen/memory/v1/conversation_service.ts';
+import { MemoryServiceService as Memory } from '../src/gen/memory/v1/memory_service.ts';
+import { type Caller, connect } from './client.ts';
+import { any, type Work } from './loop.ts';
+import {
+  appendMessages,
+  forwardLast10,
+  getContext,
+  listLast,
+  newSession,
+  type Subjects,
+  type TurnSubject,
+  touchSession,
+} from './subjects.ts';
+import { acquireTurn, turnWork } from './turns.ts';
+
+/** The operations as a client of the service makes them. */
+export function rpcWork(call: Caller, subjects: Subjects): Work {
+  const { readSessions, writtenSessions, writtenThreads, readThread, contextSession } = subjects;
+  return {
+    GetSession: () => call(Memory.getSession, { sessionId: any(readSessions) }),
+    UpsertSession: (caller) => call(Memory.upsertSession, touchSession(writtenSessions[caller]!)),
+    AppendMessages: (caller) => call(Conversation.appendMessages, appendMessages(writtenThreads[caller]!)),
+    ListMessages: () => call(Conversation.listMessages, listLast(readThread, 50)),
+    GetContext: () => call(Conversation.getContext, getContext(contextSession)),
+    ForwardBundle: (caller) => call(Memory.forwardBundle, forwardLast10(readThread, writtenThreads[caller]!)),
+    ...turnWork(call, subjects),
+  };
+}
+
+const READ_SESSIONS = 1000;
+const READ_MESSAGES = 100;
+
+/** Makes what the operations need, through the service. */
+export async function seed(address: string, scope: Subjects['scope'], callers: number): Promise<Subjects> {
+  const { call, close } = connect(address, scope);
+  const session = async (threadId: string): Promise<string> =>
+    (await call(Memory.upsertSession, newSession(threadId))).session!.id;
+  const each = <Made>(count: number, make: (number: number) => Promise<Made>): Promise<Made[]> =>
+    Promise.all(Array.from({ length: count }, (_, number) => make(number)));
+  const append = (threadId: string, count: number) =>
+    call(Conversation.appendMessages, appendMessages(threadId, count));
+  const turn = async (threadId: string): Promise<TurnSubject> => ({ sessionId: await session(threadId), threadId });
+
+  const readThread = 'read';
+  await append(readThread, READ_MESSAGES);
+  const subjects: Subjects = {
+    scope,
+    readThread,
+    contextSession: await session(readThread),
+    readSessions: await each(READ_SESSIONS, (number) => session(`read-${number}`)),
+    writtenSessions: await each(callers, (number) => session(`write-${number}`)),
+    writtenThreads: await each(callers, async (number) => {
+      await append(`append-${number}`, 1);
+      return `append-${number}`;
+    }),
+    turns: await each(callers, (number) => turn(`turn-${number}`)),
+    heldTurns: await each(callers, async (number) => {
+      const held = await turn(`held-${number}`);
+      const { lease } = await call(Conversation.acquireTurn, acquireTurn(held.threadId));
+      return { ...held, fencingToken: lease!.fencingToken };
+    }),
+  };
+  close();
+  return subjects;
+}

@@ -1,0 +1,62 @@
+import type { Figure } from './rounds.ts';
+
+/** An operation that some do side by side. */
+export interface Comparison {
+  operation: string;
+  callers: number;
+  contestants: string[];
+}
+
+/** What a figure should come to as a multiple of that of others, or of another figure, in the same rounds. */
+export interface RatioBar {
+  name: string;
+  operation: string;
+  callers: number;
+  of: string;
+  figure: Figure;
+  to: string[];
+  toFigure?: Figure;
+  sense: 'at most' | 'at least';
+  bar: number;
+}
+
+/** The most callers. */
+export const MOST = 64;
+/** Our service on a large database. */
+export const LARGE = 'large';
+
+const SINGLE = ['GetSession', 'UpsertSession', 'AppendMessages', 'ListMessages'];
+const TURNS = ['BeginTurn + ReleaseTurn', 'CommitTurn', 'BeginTurn + CommitTurn'];
+const GROWING = ['GetSession', 'ListMessages', 'GetContext'];
+
+const compare = (operations: string[], callers: number[], contestants: string[]): Comparison[] =>
+  operations.flatMap((operation) =>
+    callers.map((callers) => ({
+      operation,
+      callers,
+      contestants: GROWING.includes(operation) && callers === MOST ? [...contestants, LARGE] : contestants,
+    })),
+  );
+
+export const COMPARISONS: Comparison[] = [
+  ...compare(SINGLE, [1, 16, MOST], ['echo', 'memoryd', 'pg']),
+  ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
+  ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
+  ...compare(['ForwardBundle'], [1, MOST], ['memoryd']),
+];
+
+export function barsOf(largeSize: number): RatioBar[] {
+  const size = largeSize.toLocaleString('en');
+  const ours = { callers: MOST, of: 'memoryd', sense: 'at most' as const };
+  const large = { ...ours, of: LARGE, figure: 'p50' as const, to: ['memoryd'] };
+  const slowest = { ...ours, figure: 'p99' as const, to: ['memoryd'], toFigure: 'p50' as const, bar: 6 };
+  const get = { ...ours, operation: 'GetSession', to: ['echo'] };
+  return [
+    { ...get, name: 'GetSession server CPU per call vs echo', figure: 'cpu', bar: 1.8 },
+    { ...get, name: 'GetSession throughput vs echo', figure: 'perSecond', sense: 'at least', bar: 0.6 },
+    { ...large, name: `GetSession p50 with ${size} sessions vs 1,000`, operation: 'GetSession', bar: 1.3 },
+    { ...large, name: `ListMessages p50, last 50 of ${size} vs of 100`, operation: 'ListMessages', bar: 1.3 },
+    { ...large, name: `GetContext p50, ${size} messages vs 100`, operation: 'GetContext', bar: 1.5 },
+    ...SINGLE.map((operation) => ({ ...slowest, name: `${operation} p99 vs p50`, operation })),
+  ];
+}

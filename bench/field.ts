@@ -1,52 +1,85 @@
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { UserError } from '../src/errors.ts';
 import { type Child, startChild } from './child.ts';
-import { grow } from './grow.ts';
+import { grow, settle } from './grow.ts';
 import type { Setup } from './load.ts';
 import { seed } from './operations.ts';
-import { LARGE, MOST } from './plan.ts';
+import type { Threads } from './peer.ts';
+import { hasPgbench } from './pgbench.ts';
+import { LARGE, MOST, PEERS } from './plan.ts';
 import type { Contestant } from './rounds.ts';
 import { type Database, makeDatabase, type World } from './world.ts';
 
-/** Starts what takes part, each in a process of its own that is noted among the children: contestants by their name. */
+export interface FieldOptions {
+  /** Sessions, and messages of a thread, of the large database. */
+  large: number;
+  /** For which the peers take part. */
+  threads: Threads[];
+}
+
+/** Those who take part, by their name. */
+export type Field = Map<string, Contestant>;
+
+/** Starts those who take part, each in a process of its own that is noted among the children. */
 export async function startField(
   children: Child[],
   world: World,
   database: Database,
-  largeSize: number,
-): Promise<Map<string, Contestant>> {
+  { large, threads }: FieldOptions,
+  progress: (line: string) => void,
+): Promise<Field> {
   const child = (file: string): Child => {
     const started = startChild(file);
     children.push(started);
     return started;
   };
-  const start = async (server: Child, options: unknown): Promise<string> =>
+  const serve = async (server: Child, options: unknown): Promise<string> =>
     `127.0.0.1:${await server.ask<number>('start', options)}`;
 
-  const [server, largeServer, echo, load] = [
-    child('server.ts'),
-    child('server.ts'),
-    child('echo.ts'),
-    child('load.ts'),
-  ];
+  const [server, largeServer, echo, load] = ['server.ts', 'server.ts', 'echo.ts', 'load.ts'].map(child) as Four<Child>;
   const { keyFile } = world;
-  const { databaseUrl, scope } = database;
-  const address = await start(server, { databaseUrl, keyFile });
+  const { databaseUrl, ownerUrl, scope } = database;
+  const address = await serve(server, { databaseUrl, keyFile });
   const subjects = await seed(address, scope, MOST);
-  const echoAddress = await start(echo, { address, scope });
+  const echoAddress = await serve(echo, { address, scope });
 
-  const large = await makeDatabase(world, 'memoryd_bench_large');
-  const largeAddress = await start(largeServer, { databaseUrl: large.databaseUrl, keyFile });
-  const largeSubjects = await grow(large, await seed(largeAddress, large.scope, 1), largeSize);
+  progress(`${large.toLocaleString('en')} sessions and messages`);
+  const largeDatabase = await makeDatabase(world, 'memoryd_bench_large');
+  const largeAddress = await serve(largeServer, { databaseUrl: largeDatabase.databaseUrl, keyFile });
+  const largeSubjects = await grow(largeDatabase, await seed(largeAddress, scope, 1), large);
+  await settle(largeDatabase);
 
-  const field: [Setup, Child][] = [
-    [{ name: 'echo', by: 'rpc', address: echoAddress, subjects }, echo],
-    [{ name: 'memoryd', by: 'rpc', address, subjects }, server],
-    [{ name: 'single calls', by: 'single calls', address, subjects }, server],
-    [{ name: 'pg', by: 'pg', databaseUrl, subjects }, load],
-    [{ name: LARGE, by: 'rpc', address: largeAddress, subjects: largeSubjects }, largeServer],
-  ];
-  await load.ask(
-    'setUp',
-    field.map(([setup]) => setup),
-  );
-  return new Map(field.map(([{ name }, server]) => [name, { name, load, server, usesPostgres: server !== echo }]));
+  const field: Field = new Map();
+  const add = async (setup: Setup, server: Child | undefined, usesPostgres = true): Promise<void> => {
+    await load.ask('setUp', setup);
+    field.set(setup.name, { name: setup.name, load, server, usesPostgres });
+  };
+  const none = { ownerUrl, threads: [] };
+  await add({ name: 'echo', by: 'rpc', address: echoAddress, subjects, ...none }, echo, false);
+  await add({ name: 'memoryd', by: 'rpc', address, subjects, ownerUrl, threads }, server);
+  await add({ name: 'single calls', by: 'single calls', address, subjects }, server);
+  await add({ name: 'pg', by: 'pg', databaseUrl, subjects }, load);
+  await add({ name: LARGE, by: 'rpc', address: largeAddress, subjects: largeSubjects, ...none }, largeServer);
+  if (await hasPgbench()) await add({ name: 'pgbench', by: 'pgbench', databaseUrl, subjects }, undefined);
+  else progress('no pgbench is installed: it is left out');
+  for (const name of threads.length > 0 ? PEERS : []) {
+    progress(`threads of ${name}`);
+    const peer = child(`peers/${name}.ts`);
+    await peer.ask('setUp', { databaseUrl: await world.createDatabase(name), threads });
+    field.set(name, { name, load: peer, server: peer, usesPostgres: true, cutOffMs: CUT_OFF_MS });
+  }
+  await settle(database);
+  return field;
+}
+
+type Four<Item> = [Item, Item, Item, Item];
+
+/** How long a peer's round may take. */
+const CUT_OFF_MS = 20_000;
+
+/** Says how to install the peers if they are not. */
+export function requirePeers(): void {
+  if (existsSync(fileURLToPath(new URL('peers/node_modules', import.meta.url)))) return;
+  throw new UserError('The peers are not installed. Install them with: npm ci --prefix bench/peers');
 }

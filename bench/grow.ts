@@ -3,6 +3,8 @@ import { withClient } from '../src/preflight.ts';
 import type { Subjects } from './subjects.ts';
 import type { Database } from './world.ts';
 
+type Queryable = Pick<pg.Pool | pg.Client, 'query'>;
+
 const BATCH = 50_000;
 const SAMPLE = 10_000;
 
@@ -20,14 +22,16 @@ export async function grow({ ownerUrl }: Database, subjects: Subjects, size: num
       set: { id, key_thread_id: `'grown-' || n`, thread_id: `'grown-' || n` },
     });
     await growThread(client, readThread, size);
-    await client.query('vacuum analyze');
     const { rows } = await client.query('select id from sessions order by random() limit $1', [SAMPLE]);
     return { ...subjects, readSessions: rows.map((row) => row.id) };
   });
 }
 
+/** What autovacuum does within minutes: before it has, Postgres plans as if the tables were still empty. */
+export const settle = ({ ownerUrl }: Database) => withClient(ownerUrl, (client) => client.query('vacuum analyze'));
+
 /** Copies a thread's first message until it has so many. */
-export async function growThread(client: pg.Client, threadId: string, size: number): Promise<void> {
+export async function growThread(client: Queryable, threadId: string, size: number): Promise<void> {
   const { rows } = await client.query('select thread_uid, last_seq::int from threads where thread_id = $1', [threadId]);
   const { thread_uid, last_seq } = rows[0];
   await copy(client, 'messages', size - last_seq, {
@@ -39,7 +43,7 @@ export async function growThread(client: pg.Client, threadId: string, size: numb
 
 /** Copies a row so many times, in batches, with some columns as SQL expressions of the copy's number `n`. */
 export async function copy(
-  client: pg.Client,
+  client: Queryable,
   table: string,
   times: number,
   { where, set }: { where: string; set: Record<string, string> },
@@ -53,7 +57,8 @@ export async function copy(
   const values = rows.map(({ name }) => set[name] ?? `"${name}"`);
   for (let from = 1; from <= times; from += BATCH) {
     await client.query(
-      `insert into ${table} (${columns}) select ${values} from ${table}, generate_series($1::int, $2::int) n where ${where}`,
+      `insert into ${table} (${columns}) select ${values}
+      from (select * from ${table} where ${where} limit 1) one, generate_series($1::int, $2::int) n`,
       [from, Math.min(times, from + BATCH - 1)],
     );
   }

@@ -2,28 +2,44 @@ import { answer } from './child.ts';
 import { connect } from './client.ts';
 import { drive, type RunOrder, type RunResult, type Work } from './loop.ts';
 import { rpcWork } from './operations.ts';
+import { ourMemory } from './ours.ts';
+import { createThreads, memoryWork, type Threads } from './peer.ts';
+import { pgbenchRunner } from './pgbench.ts';
 import { pgWork } from './raw.ts';
 import type { Subjects } from './subjects.ts';
 import { singleCallWork } from './turns.ts';
 
 /** How to make the calls of a contestant. */
 export type Setup = { name: string; subjects: Subjects } & (
-  | { by: 'rpc' | 'single calls'; address: string }
+  | { by: 'rpc'; address: string; ownerUrl: string; threads: Threads[] }
+  | { by: 'single calls'; address: string }
   | { by: 'pg'; databaseUrl: string }
+  | { by: 'pgbench'; databaseUrl: string }
 );
 
-const works: Record<string, Work> = {};
+type Runner = (order: RunOrder) => Promise<RunResult>;
 
-function workOf(setup: Setup): Work {
-  if (setup.by === 'pg') return pgWork(setup.databaseUrl, setup.subjects);
-  const { call } = connect(setup.address, setup.subjects.scope);
-  return setup.by === 'rpc' ? rpcWork(call, setup.subjects) : singleCallWork(call, setup.subjects);
+const runners = new Map<string, Runner>();
+
+async function runnerOf(setup: Setup): Promise<Runner> {
+  if (setup.by === 'pgbench') return pgbenchRunner(setup.databaseUrl, setup.subjects);
+  const work = await workOf(setup);
+  return ({ operation, callers, ms }) => drive(work[operation]!, callers, ms);
+}
+
+async function workOf(setup: Exclude<Setup, { by: 'pgbench' }>): Promise<Work> {
+  const { subjects } = setup;
+  if (setup.by === 'pg') return pgWork(setup.databaseUrl, subjects);
+  const { call } = connect(setup.address, subjects.scope);
+  if (setup.by === 'single calls') return singleCallWork(call, subjects);
+  const memory = ourMemory(call, setup.ownerUrl);
+  await createThreads(memory, setup.threads);
+  return { ...rpcWork(call, subjects), ...memoryWork(memory, setup.threads) };
 }
 
 answer({
-  setUp: (setups: Setup[]) => {
-    for (const setup of setups) works[setup.name] = workOf(setup);
+  setUp: async (setup: Setup) => {
+    runners.set(setup.name, await runnerOf(setup));
   },
-  run: ({ contestant, operation, callers, ms }: RunOrder): Promise<RunResult> =>
-    drive(works[contestant]![operation]!, callers, ms),
+  run: (order: RunOrder) => runners.get(order.contestant)!(order),
 });

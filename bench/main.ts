@@ -1,43 +1,57 @@
 import { writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import type { Child } from './child.ts';
-import { startField } from './field.ts';
-import { barsOf, COMPARISONS, MOST, type RatioBar } from './plan.ts';
+import { compareAll } from './compare.ts';
+import { requirePeers, startField } from './field.ts';
+import { measureMemory } from './memory.ts';
+import { barsOf, COMPARISONS, MOST, peerBars, peerComparisons, SINGLE } from './plan.ts';
+import { drawing } from './plot.ts';
 import { type Bar, barOf, barTable, roundedRow, table } from './report.ts';
-import { type Contestant, type Round, type Row, ratio, runGroup, summarise } from './rounds.ts';
+import { type Contestant, runGroup } from './rounds.ts';
 import { measureDev, measureServe } from './startup.ts';
 import { type Database, makeDatabase, makeWorld, type World } from './world.ts';
 
-interface Size {
-  /** Rounds of each group, and of those that a bar is about. */
-  rounds: number;
-  barRounds: number;
-  ms: number;
-  /** Sessions, and messages of a thread, of the large database. */
-  large: number;
-  starts: number;
-}
-const QUICK: Size = { rounds: 3, barRounds: 9, ms: 300, large: 100_000, starts: 3 };
-const FULL: Size = { rounds: 7, barRounds: 21, ms: 1000, large: 1_000_000, starts: 5 };
+const QUICK = { rounds: 3, barRounds: 9, ms: 300, starts: 3 };
+const PATIENT = { rounds: 7, barRounds: 21, ms: 1000, starts: 5 };
+
+/** Sessions and messages of the large database, calls between looks at memory, and threads to compare with the peers. */
+const USUAL = {
+  large: 100_000,
+  calls: 50_000,
+  threads: [
+    { size: 100, workers: 16 },
+    { size: 10_000, workers: 16 },
+  ],
+};
+const FULL = { large: 1_000_000, calls: 1_000_000, threads: [...USUAL.threads, { size: 1_000_000, workers: 1 }] };
 
 interface Options {
   quick?: boolean;
+  full?: boolean;
+  peers?: boolean;
   json?: string;
+  svg?: string;
   profile?: string;
 }
 
 const program = new Command('bench')
   .description('What calls cost, beside an echo server and plain prepared queries, on a Postgres of its own.')
-  .option('--quick', 'Shorter rounds, for a minute and a half.')
+  .option('--quick', 'Shorter rounds: less than five minutes.')
+  .option('--full', 'A million sessions, messages and calls.')
+  .option('--peers', 'Compares with other memories too, which are installed by: npm ci --prefix bench/peers')
   .option('--json <file>', 'Writes the bars and rows to the file.')
+  .option('--svg <file>', 'Draws the rows into the file.')
   .option('--profile <file>', 'Only profiles the server under GetSession, as a .cpuprofile.')
   .action(bench);
 
 const progress = (line: string) =>
   process.stderr.write(`${((performance.now() / 1000) | 0).toString().padStart(4)} s  ${line}\n`);
 
-async function bench({ quick, json, profile }: Options): Promise<void> {
-  const size = quick ? QUICK : FULL;
+async function bench({ quick, full, peers, json, svg, profile }: Options): Promise<void> {
+  if (peers) requirePeers();
+  const effort = quick ? QUICK : PATIENT;
+  const { large, calls, ...sizes } = full ? FULL : USUAL;
+  const threads = peers ? sizes.threads : [];
   progress('making a database');
   const world = await makeWorld();
   const children: Child[] = [];
@@ -50,56 +64,38 @@ async function bench({ quick, json, profile }: Options): Promise<void> {
     process.once(signal, () => undo().finally(() => process.exit(1)));
   try {
     const database = await makeDatabase(world, 'memoryd_bench');
-    const field = await startField(children, world, database, size.large);
-    if (profile) return await profileGetSession(world, field.get('memoryd')!, profile);
+    const field = await startField(children, world, database, { large, threads }, progress);
+    const ours = field.get('memoryd')!;
+    if (profile) return await profileGetSession(world, ours, profile);
 
-    const { rows, bars } = await compareAll(world, field, size);
+    progress('warming up');
+    await warmUp(world, ours);
+    const comparisons = [...COMPARISONS, ...peerComparisons(threads)];
+    const wanted = [...barsOf(large), ...peerBars(threads)];
+    const { rows, bars } = await compareAll(world.postgresCpu, field, comparisons, wanted, effort, progress);
+    progress(`memory over ${calls.toLocaleString('en')} calls`);
+    bars.push(await measureMemory(ours, calls));
     for (const child of children) child.stop();
-    bars.push(...(await startBars(world, database, size)));
+    bars.push(...(await startBars(world, database, effort.starts)));
 
     console.log(`${table(rows)}\n\n${barTable(bars)}`);
     if (json) await writeFile(json, `${JSON.stringify({ bars, rows: rows.map(roundedRow) }, null, 2)}\n`);
+    if (svg) await writeFile(svg, drawing(rows));
   } finally {
     await undo();
   }
 }
 
-async function compareAll(
-  { postgresCpu }: World,
-  field: Map<string, Contestant>,
-  size: Size,
-): Promise<{ rows: Row[]; bars: Bar[] }> {
-  const rows: Row[] = [];
-  const bars: Bar[] = [];
-  const groups = COMPARISONS.map(({ operation, callers, contestants }) => {
-    const bars = barsOf(size.large).filter((bar) => bar.operation === operation && bar.callers === callers);
-    const rounds = bars.length > 0 ? size.barRounds : size.rounds;
-    const taking = contestants.map((name) => field.get(name)!);
-    return { bars, group: { operation, callers, contestants: taking, rounds, ms: size.ms } };
-  });
-  progress('warming up');
-  for (const { group } of groups) {
-    if (group.callers === MOST) await runGroup(postgresCpu, { ...group, rounds: 0, ms: 1000 });
+/** So that V8 has compiled what is called much. */
+async function warmUp({ postgresCpu }: World, ours: Contestant): Promise<void> {
+  for (const operation of SINGLE) {
+    await runGroup(postgresCpu, { operation, callers: MOST, contestants: [ours], rounds: 0, ms: 1000 });
   }
-  for (const { group, bars: wanted } of groups) {
-    progress(`${group.operation}, ${group.callers} callers`);
-    const results = await runGroup(postgresCpu, group);
-    for (const { name } of group.contestants) rows.push(summarise(group, name, results.get(name)!));
-    bars.push(...wanted.map((bar) => judge(bar, results)));
-  }
-  return { rows, bars };
 }
 
-function judge(wanted: RatioBar, results: Map<string, Round[]>): Bar {
-  const { name, callers, of, figure, to, toFigure, sense, bar } = wanted;
-  const ratios = to.map((other) => ratio(results.get(of)!, figure, results.get(other)!, toFigure));
-  const worst = sense === 'at most' ? Math.max(...ratios) : Math.min(...ratios);
-  return barOf(`${name}, ${callers} callers`, worst, sense, bar);
-}
-
-async function startBars(world: World, database: Database, size: Size): Promise<Bar[]> {
+async function startBars(world: World, database: Database, times: number): Promise<Bar[]> {
   progress('starts of `serve`');
-  const { readyMs, idleMb } = await measureServe(world, database, size.starts);
+  const { readyMs, idleMb } = await measureServe(world, database, times);
   progress('first start of `dev`');
   const devMs = await measureDev(world);
   return [
@@ -114,9 +110,9 @@ async function profileGetSession({ postgresCpu }: World, ours: Contestant, file:
   progress('warming up');
   await runGroup(postgresCpu, { ...group, rounds: 0 });
   progress('profiling');
-  await ours.server.ask('startProfile');
+  await ours.server!.ask('startProfile');
   await runGroup(postgresCpu, { ...group, rounds: 1 });
-  await ours.server.ask('endProfile', file);
+  await ours.server!.ask('endProfile', file);
 }
 
 await program.parseAsync();

@@ -1,3 +1,4 @@
+import { OPERATIONS, sized, type Threads } from './peer.ts';
 import type { Figure } from './rounds.ts';
 
 /** An operation that some do side by side. */
@@ -24,8 +25,11 @@ export interface RatioBar {
 export const MOST = 64;
 /** Our service on a large database. */
 export const LARGE = 'large';
+export const PEERS = ['mastra', 'langgraph', 'adk'];
+/** With peers, callers are called workers: as many as there are. */
+export const WORKERS = [1, 16];
 
-const SINGLE = ['GetSession', 'UpsertSession', 'AppendMessages', 'ListMessages'];
+export const SINGLE = ['GetSession', 'UpsertSession', 'AppendMessages', 'ListMessages'];
 const TURNS = ['BeginTurn + ReleaseTurn', 'CommitTurn', 'BeginTurn + CommitTurn'];
 const GROWING = ['GetSession', 'ListMessages', 'GetContext'];
 
@@ -39,11 +43,51 @@ const compare = (operations: string[], callers: number[], contestants: string[])
   );
 
 export const COMPARISONS: Comparison[] = [
-  ...compare(SINGLE, [1, 16, MOST], ['echo', 'memoryd', 'pg']),
+  ...compare(['GetSession', 'AppendMessages'], [1, 16, MOST], ['echo', 'memoryd', 'pg', 'pgbench']),
+  ...compare(['UpsertSession', 'ListMessages'], [1, 16, MOST], ['echo', 'memoryd', 'pg']),
   ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
   ...compare(['ForwardBundle'], [1, MOST], ['memoryd']),
 ];
+
+/** What all memories do, in threads of each size, by as many workers as it has threads for. */
+export const peerComparisons = (threads: Threads[]): Comparison[] =>
+  threads.flatMap(({ size, workers }) =>
+    OPERATIONS.flatMap((operation) =>
+      WORKERS.filter((callers) => callers <= workers).map((callers) => ({
+        operation: sized(operation, size),
+        callers,
+        contestants: ['memoryd', ...PEERS],
+      })),
+    ),
+  );
+
+export const peerBars = (threads: Threads[]): RatioBar[] =>
+  threads.flatMap(({ size, workers }) => {
+    const ours = { of: 'memoryd', to: PEERS };
+    const append = sized('append', size);
+    const load = sized('load last 20', size);
+    return [
+      {
+        ...ours,
+        operation: append,
+        callers: workers,
+        figure: 'perSecond',
+        sense: 'at least',
+        bar: 2.5,
+        name: `${append}, throughput vs the best peer`,
+      },
+      {
+        ...ours,
+        operation: load,
+        callers: 1,
+        figure: 'p50',
+        sense: 'at most',
+        bar: 1,
+        name: `${load}, p50 vs the best peer in-process`,
+      },
+    ];
+  });
 
 export function barsOf(largeSize: number): RatioBar[] {
   const size = largeSize.toLocaleString('en');

@@ -52,17 +52,21 @@ export function table(rows: Row[]): string {
       opens ? operation : '',
       opens ? String(callers) : '',
       contestant,
-      row.perSecond.toFixed(0),
-      ...[row.p50Ms, row.p95Ms, row.p99Ms].map((ms) => ms.toFixed(2)),
-      row.cpuMicros.toFixed(0),
-      echo ? (row.cpuMicros / echo.cpuMicros).toFixed(2) : '',
-      row.postgresCpuMicros?.toFixed(0) ?? '',
-      row.rssMb.toFixed(0),
-      row.othersPercent.toFixed(0),
+      Number.isNaN(row.perSecond) ? 'cut off' : row.perSecond.toFixed(row.perSecond < 100 ? 1 : 0),
+      ...[row.p50Ms, row.p95Ms, row.p99Ms].map((ms) => figure(ms, 2)),
+      figure(row.cpuMicros, 0),
+      figure(echo && row.cpuMicros / echo.cpuMicros, 2),
+      figure(row.postgresCpuMicros, 0),
+      figure(row.rssMb, 0),
+      figure(row.othersPercent, 0),
     ]);
   }
   return aligned(lines, 3);
 }
+
+/** Nothing for what is not known. */
+const figure = (value: number | undefined, digits: number): string =>
+  value === undefined || Number.isNaN(value) ? '' : value.toFixed(digits);
 
 export function barTable(bars: Bar[]): string {
   const lines = bars.map(({ name, value, bar, holds }) => [

@@ -30,6 +30,13 @@ export interface TurnSubject {
   threadId: string;
 }
 
+export const STATE = {
+  goal: 'Compare revenue by region with the forecast and explain what is off by more than five percent.',
+  step: 4,
+  plan: ['load the ledger', 'group by region', 'join the forecast', 'explain', 'draft the report'],
+  open: { region: 'emea', rows: 1824, filter: { from: '2026-04-01', to: '2026-06-30', currency: 'EUR' } },
+};
+
 /** A session as an orchestrator keeps it, of about 1.5 KiB on the wire. */
 export function newSession(name: string): UpsertSessionRequest {
   return UpsertSessionRequest.fromPartial({
@@ -45,12 +52,7 @@ export function newSession(name: string): UpsertSessionRequest {
         citations: true,
         model: { name: 'large-2', temperature: 0.2, tools: ['search', 'sql', 'files'] },
       },
-      state: {
-        goal: 'Compare revenue by region with the forecast and explain what is off by more than five percent.',
-        step: 4,
-        plan: ['load the ledger', 'group by region', 'join the forecast', 'explain', 'draft the report'],
-        open: { region: 'emea', rows: 1824, filter: { from: '2026-04-01', to: '2026-06-30', currency: 'EUR' } },
-      },
+      state: STATE,
       metadata: { client: 'web/5.12.0', locale: 'en-GB' },
       pinnedRefs: [
         {
@@ -79,7 +81,7 @@ export const STATE_PATCH = { step: 5, open: { region: 'apac', rows: 977 } };
 export const touchSession = (id: string): UpsertSessionRequest =>
   UpsertSessionRequest.fromPartial({ session: { id, state: STATE_PATCH, metadata: { client: 'web/5.12.1' } } });
 
-const CONTENT = randomBytes(375).toString('base64'); // 500 characters that do not compress
+export const CONTENT = randomBytes(375).toString('base64'); // 500 characters that do not compress
 
 export const newMessages = (role: 1 | 2, count = 1): Message[] =>
   Array.from({ length: count }, () => Message.fromPartial({ role, content: CONTENT }));

@@ -24,7 +24,7 @@ export interface RatioBar {
 /** The most callers. */
 export const MOST = 64;
 /** Our service on a large database. */
-export const LARGE = 'large';
+export const LARGE = 'memoryd, large';
 export const PEERS = ['mastra', 'langgraph', 'adk'];
 /** With peers, callers are called workers: as many as there are. */
 export const WORKERS = [1, 16];

@@ -1,3 +1,4 @@
+import { LARGE } from './plan.ts';
 import type { Row } from './rounds.ts';
 
 const COLUMN = 520;
@@ -8,7 +9,7 @@ const GAP = 26;
 const MARGIN = 20;
 const TOP = 64;
 
-const COLOURS: Record<string, string> = { memoryd: '#1f6feb', echo: '#8c959f', pg: '#57606a', pgbench: '#424a53' };
+const COLOURS: Record<string, string> = { memoryd: '#1f6feb', [LARGE]: '#79b8ff', echo: '#8c959f', pg: '#57606a', pgbench: '#424a53' };
 const OTHERS = '#c69026';
 
 interface Group {

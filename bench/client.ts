@@ -6,8 +6,21 @@ export type Caller = <Request, Answer>(method: MethodDefinition<Request, Answer>
 
 const DEADLINE_MS = 20_000; // every client should set one
 
+/** Calls a method that answers with a stream, which goes on as long as the process. */
+export type Receiver = <Request, Answer>(
+  method: MethodDefinition<Request, Answer>,
+  request: Request,
+  receive: (answer: Answer) => void,
+) => void;
+
+export interface Connection {
+  call: Caller;
+  receive: Receiver;
+  close(): void;
+}
+
 /** What the generated clients do, for any method. All that a process calls at an address shares one connection. */
-export function connect(address: string, scope: Scope): { call: Caller; close(): void } {
+export function connect(address: string, scope: Scope): Connection {
   const client = new Client(address, ChannelCredentials.createInsecure());
   const metadata = metadataOf(scope);
   return {
@@ -24,6 +37,10 @@ export function connect(address: string, scope: Scope): { call: Caller; close():
           (error, answer) => (error ? reject(error) : resolve(answer!)),
         );
       }),
+    receive({ path, requestSerialize, responseDeserialize }, request, receive) {
+      const stream = client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, request, metadata);
+      stream.on('data', receive);
+    },
     close: () => client.close(),
   };
 }

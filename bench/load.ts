@@ -30,11 +30,12 @@ async function runnerOf(setup: Setup): Promise<Runner> {
 async function workOf(setup: Exclude<Setup, { by: 'pgbench' }>): Promise<Work> {
   const { subjects } = setup;
   if (setup.by === 'pg') return pgWork(setup.databaseUrl, subjects);
-  const { call } = connect(setup.address, subjects.scope);
+  const connection = connect(setup.address, subjects.scope);
+  const { call } = connection;
   if (setup.by === 'single calls') return singleCallWork(call, subjects);
   const memory = ourMemory(call, setup.ownerUrl);
   await createThreads(memory, setup.threads);
-  return { ...rpcWork(call, subjects), ...memoryWork(memory, setup.threads) };
+  return { ...rpcWork(connection, subjects), ...memoryWork(memory, setup.threads) };
 }
 
 answer({

@@ -1,6 +1,6 @@
 import { ConversationServiceService as Conversation } from '../src/gen/memory/v1/conversation_service.ts';
 import { MemoryServiceService as Memory } from '../src/gen/memory/v1/memory_service.ts';
-import { type Caller, connect } from './client.ts';
+import { type Connection, connect } from './client.ts';
 import { any, type Work } from './loop.ts';
 import {
   appendMessages,
@@ -13,9 +13,11 @@ import {
   touchSession,
 } from './subjects.ts';
 import { acquireTurn, turnWork } from './turns.ts';
+import { watchWork } from './watch.ts';
 
 /** The operations as a client of the service makes them. */
-export function rpcWork(call: Caller, subjects: Subjects): Work {
+export function rpcWork(connection: Connection, subjects: Subjects): Work {
+  const { call } = connection;
   const { readSessions, writtenSessions, writtenThreads, readThread, contextSession } = subjects;
   return {
     GetSession: () => call(Memory.getSession, { sessionId: any(readSessions) }),
@@ -25,6 +27,7 @@ export function rpcWork(call: Caller, subjects: Subjects): Work {
     GetContext: () => call(Conversation.getContext, getContext(contextSession)),
     ForwardBundle: (caller) => call(Memory.forwardBundle, forwardLast10(readThread, writtenThreads[caller]!)),
     ...turnWork(call, subjects),
+    ...watchWork(connection, subjects.watchedThread),
   };
 }
 
@@ -47,6 +50,7 @@ export async function seed(address: string, scope: Subjects['scope'], callers: n
   const subjects: Subjects = {
     scope,
     readThread,
+    watchedThread: 'watched',
     contextSession: await session(readThread),
     readSessions: await each(READ_SESSIONS, (number) => session(`read-${number}`)),
     writtenSessions: await each(callers, (number) => session(`write-${number}`)),

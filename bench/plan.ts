@@ -1,5 +1,6 @@
 import { OPERATIONS, sized, type Threads } from './peer.ts';
 import type { Figure } from './rounds.ts';
+import { FAN_OUT } from './watch.ts';
 
 /** An operation that some do side by side. */
 export interface Comparison {
@@ -48,6 +49,7 @@ export const COMPARISONS: Comparison[] = [
   ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
   ...compare(['ForwardBundle'], [1, MOST], ['memoryd']),
+  ...compare([FAN_OUT], [1, 16], ['memoryd']),
 ];
 
 /** What all memories do, in threads of each size, by as many workers as it has threads for. */

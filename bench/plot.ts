@@ -9,7 +9,13 @@ const GAP = 26;
 const MARGIN = 20;
 const TOP = 64;
 
-const COLOURS: Record<string, string> = { memoryd: '#1f6feb', [LARGE]: '#79b8ff', echo: '#8c959f', pg: '#57606a', pgbench: '#424a53' };
+const COLOURS: Record<string, string> = {
+  memoryd: '#1f6feb',
+  [LARGE]: '#79b8ff',
+  echo: '#8c959f',
+  pg: '#57606a',
+  pgbench: '#424a53',
+};
 const OTHERS = '#c69026';
 
 interface Group {

@@ -17,6 +17,7 @@ export interface Subjects {
   writtenSessions: string[];
   writtenThreads: string[];
   readThread: string;
+  watchedThread: string;
   /** A session of the thread that is read. */
   contextSession: string;
   /** Where turns begin and end. */

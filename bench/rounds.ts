@@ -69,7 +69,7 @@ export async function runGroup(
         if (slow) finished.add(name);
       } catch (error) {
         if (!cutOffMs) throw error;
-        console.error(`${name} is cut off in ${order.operation}: ${(error as Error).message}`);
+        console.error(`${name} is cut off in ${order.operation}: ${(error as Error).message.split('\n')[0]}`);
         results.delete(name);
         load.stop();
       }

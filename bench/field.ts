@@ -1,6 +1,5 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { UserError } from '../src/errors.ts';
 import { type Child, startChild } from './child.ts';
 import { grow, settle } from './grow.ts';
 import type { Setup } from './load.ts';
@@ -78,8 +77,4 @@ type Four<Item> = [Item, Item, Item, Item];
 /** How long a peer's round may take. */
 const CUT_OFF_MS = 20_000;
 
-/** Says how to install the peers if they are not. */
-export function requirePeers(): void {
-  if (existsSync(fileURLToPath(new URL('peers/node_modules', import.meta.url)))) return;
-  throw new UserError('The peers are not installed. Install them with: npm ci --prefix bench/peers');
-}
+export const hasPeers = (): boolean => existsSync(fileURLToPath(new URL('peers/node_modules', import.meta.url)));

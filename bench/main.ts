@@ -2,7 +2,7 @@ import { writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import type { Child } from './child.ts';
 import { compareAll } from './compare.ts';
-import { requirePeers, startField } from './field.ts';
+import { hasPeers, startField } from './field.ts';
 import { measureMemory } from './memory.ts';
 import { barsOf, COMPARISONS, MOST, peerBars, peerComparisons, SINGLE } from './plan.ts';
 import { drawing } from './plot.ts';
@@ -48,7 +48,8 @@ const progress = (line: string) =>
   process.stderr.write(`${((performance.now() / 1000) | 0).toString().padStart(4)} s  ${line}\n`);
 
 async function bench({ quick, full, peers, json, svg, profile }: Options): Promise<void> {
-  if (peers) requirePeers();
+  if (peers && !hasPeers())
+    program.error('The peers are not installed. Install them with: npm ci --prefix bench/peers');
   const effort = quick ? QUICK : PATIENT;
   const { large, calls, ...sizes } = full ? FULL : USUAL;
   const threads = peers ? sizes.threads : [];

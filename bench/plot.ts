@@ -43,6 +43,7 @@ export function drawing(rows: Row[]): string {
   }
   const [width, height] = [2 * COLUMN + MARGIN, lowest];
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12">
+<title>Calls per second of each operation</title>
 <rect width="100%" height="100%" fill="white"/>
 <text x="${MARGIN}" y="30" font-size="18">Calls per second</text>
 <text x="${MARGIN}" y="48" fill="#57606a">Side by side in one run on one machine. Longer is better; each group has a scale of its own.</text>

@@ -17,19 +17,11 @@ export async function mochaGlobalSetup(): Promise<void> {
   const given = process.env.TEST_POSTGRES_URL;
   const settings = { fsync: 'off', max_connections: '300', full_page_writes: 'off' };
   if (!given) postgres = await startPostgres({ folder, settings });
-  const owner = new URL(given ?? postgres!.url);
-  const name = `memoryd_test_${process.pid}`;
-  await runSql(owner.href, `create database ${name}`);
-  owner.pathname = `/${name}`;
-  await migrate(owner.href);
-  await runSql(owner.href, `alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
-  const app = new URL(owner);
-  app.username = 'memoryd_app';
-  app.password = 'app';
+  const made = await makeDatabase(given ?? postgres!.url, `memoryd_test_${process.pid}`);
   await addKey(join(folder, 'keys'));
   // Test files run in processes of their own: the environment reaches them.
-  process.env.MEMORYD_TEST_OWNER_URL = owner.href;
-  process.env.MEMORYD_TEST_APP_URL = app.href;
+  process.env.MEMORYD_TEST_OWNER_URL = made.ownerUrl;
+  process.env.MEMORYD_TEST_APP_URL = made.url;
   process.env.MEMORYD_TEST_KEY_FILE = join(folder, 'keys');
 }
 
@@ -37,4 +29,17 @@ export async function mochaGlobalTeardown(): Promise<void> {
   await postgres?.stop();
   if (postgres) await rm(dirname(postgres.data), { recursive: true, force: true });
   await rm(folder, { recursive: true, force: true });
+}
+
+/** A migrated database, by the superuser of its Postgres: as the runtime role sees it, and as its owner. */
+export async function makeDatabase(superuser: string, name: string): Promise<{ url: string; ownerUrl: string }> {
+  const owner = new URL(superuser);
+  await runSql(owner.href, `create database ${name}`);
+  owner.pathname = `/${name}`;
+  await migrate(owner.href);
+  await runSql(owner.href, `alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
+  const app = new URL(owner);
+  app.username = 'memoryd_app';
+  app.password = 'app';
+  return { url: app.href, ownerUrl: owner.href };
 }

@@ -24,7 +24,7 @@ describe(`turn leases by random schedules (seed ${seed})`, function () {
     servers = await Promise.all([startProcess(), startProcess()]);
     tenant = await newTenant();
     // Two clients for each server.
-    clients = [...servers, ...servers].map(({ port }) => connect(`127.0.0.1:${port}`, headersOf(tenant)));
+    clients = [...servers, ...servers].map(({ address }) => connect(address, headersOf(tenant)));
     await append(clients[0]!, 'source', 'x', HUMAN);
   });
   after(async () => {

@@ -1,26 +1,36 @@
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 
+/** What passes in one direction: what it gives is passed on, in order, when it is there. */
+export type Hook = (bytes: Buffer, connection: Connection) => Buffer | Promise<Buffer>;
+
 export interface Connection {
   cut(): void;
+  /** Swallows from now on what the server answers. */
   deafen(): void;
 }
 
-/** What stands between the service and its database. */
+/** What stands between two ends of a connection: the service and its database, or a client and the service. */
 export interface Interposed {
-  /** The database behind the proxy. */
+  /** What is behind the proxy, by the way through it. */
   readonly url: string;
-  /** Called with what a client sends; what it gives is passed on. */
-  toServer: (bytes: Buffer, connection: Connection) => Buffer;
-  /** The same for what the server answers. */
-  toClient: (bytes: Buffer, connection: Connection) => Buffer;
+  /** What is behind it: new connections go where it says. */
+  target: string;
+  /** Called with what a client sends. */
+  toServer: Hook;
+  /** Called with what the server answers. */
+  toClient: Hook;
+  /** Cuts all connections that there are. */
+  cutAll(): void;
   close(): Promise<void>;
 }
 
-/** A TCP proxy before the database, that can change what passes, cut connections, or swallow what the server answers. */
+const unchanged: Hook = (bytes) => bytes;
+
+/** A TCP proxy that can change or delay what passes, cut connections, or swallow what the server answers. */
 export async function startProxy(target: string): Promise<Interposed> {
-  const { hostname, port } = new URL(target);
   const sockets = new Set<Socket>();
   const server = createServer((client) => {
+    const { hostname, port } = new URL(proxy.target);
     const upstream = connect(Number(port), hostname);
     let deaf = false;
     const cut = () => {
@@ -29,26 +39,65 @@ export async function startProxy(target: string): Promise<Interposed> {
     };
     for (const socket of [client, upstream]) {
       sockets.add(socket);
+      socket.setNoDelay();
       socket.on('error', cut);
-      socket.on('close', cut);
+      socket.on('close', () => {
+        sockets.delete(socket);
+        cut();
+      });
     }
     const control = { cut, deafen: () => (deaf = true) };
-    client.on('data', (bytes) => upstream.write(proxy.toServer(bytes, control)));
-    upstream.on('data', (bytes) => deaf || client.write(proxy.toClient(bytes, control)));
+    client.on(
+      'data',
+      inOrder(
+        (bytes) => proxy.toServer(bytes, control),
+        (bytes) => upstream.write(bytes),
+      ),
+    );
+    upstream.on(
+      'data',
+      inOrder(
+        (bytes) => proxy.toClient(bytes, control),
+        (bytes) => deaf || client.write(bytes),
+      ),
+    );
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const url = new URL(target);
   url.port = String((server.address() as AddressInfo).port);
+  const cutAll = () => {
+    for (const socket of sockets) socket.destroy();
+  };
   const proxy: Interposed = {
     url: url.href,
-    toServer: (bytes) => bytes,
-    toClient: (bytes) => bytes,
+    target,
+    toServer: unchanged,
+    toClient: unchanged,
+    cutAll,
     async close() {
-      for (const socket of sockets) socket.destroy();
-      await new Promise((resolve) => server.close(resolve));
+      const closed = new Promise((resolve) => server.close(resolve));
+      cutAll();
+      await closed;
     },
   };
   return proxy;
+}
+
+/** Writes what `change` gives in the order of what came, at once where nothing has to be awaited. */
+function inOrder(change: (bytes: Buffer) => Buffer | Promise<Buffer>, write: (bytes: Buffer) => unknown) {
+  let waiting: Promise<unknown> | undefined;
+  return (bytes: Buffer) => {
+    const changed = change(bytes);
+    if (!waiting && Buffer.isBuffer(changed)) {
+      write(changed);
+      return;
+    }
+    const written = Promise.all([changed, waiting]).then(([ready]) => {
+      write(ready);
+      if (waiting === written) waiting = undefined;
+    });
+    waiting = written;
+  };
 }
 
 /** Another text of the same length in place of one, in what passes. */

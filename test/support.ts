@@ -1,5 +1,12 @@
 import { randomUUID } from 'node:crypto';
-import { ChannelCredentials, type ClientUnaryCall, Metadata, type ServiceError } from '@grpc/grpc-js';
+import {
+  Channel,
+  ChannelCredentials,
+  type ChannelOptions,
+  type ClientUnaryCall,
+  Metadata,
+  type ServiceError,
+} from '@grpc/grpc-js';
 import { expect } from 'chai';
 import pg from 'pg';
 import type { Logger } from 'pino';
@@ -83,13 +90,18 @@ const STREAMING = new Set(
 );
 
 /** Clients of all services over one connection, that call with these headers unless a call brings its own. */
-export function connect(address: string, headers: Record<string, string> = {}): Clients {
+export function connect(
+  address: string,
+  headers: Record<string, string> = {},
+  channel: Partial<ChannelOptions> = {},
+): Clients {
   const credentials = ChannelCredentials.createInsecure();
+  const channelOverride = new Channel(address, credentials, channel);
   const all = {
-    memory: new memoryTypes.MemoryServiceClient(address, credentials),
-    conversation: new conversationTypes.ConversationServiceClient(address, credentials),
-    admin: new adminTypes.AdminServiceClient(address, credentials),
-    audit: new auditTypes.AuditServiceClient(address, credentials),
+    memory: new memoryTypes.MemoryServiceClient(address, credentials, { channelOverride }),
+    conversation: new conversationTypes.ConversationServiceClient(address, credentials, { channelOverride }),
+    admin: new adminTypes.AdminServiceClient(address, credentials, { channelOverride }),
+    audit: new auditTypes.AuditServiceClient(address, credentials, { channelOverride }),
   };
   const defaults = metadataOf(headers);
   const promised = (client: any, types: any) =>
@@ -180,21 +192,25 @@ export async function startTestServer(
 }
 
 /** A fresh tenant with env `dev` and these members, made directly in the directory. */
-export async function newTenant(members: string[] = ['user'], policies: Record<string, number> = {}): Promise<string> {
+export async function newTenant(
+  members: string[] = ['user'],
+  policies: Record<string, number> = {},
+  url = ownerUrl(),
+): Promise<string> {
   const tenant = `t-${randomUUID()}`;
-  await runSql(ownerUrl(), 'insert into tenants (tenant_id, envs, policies) values ($1, $2, $3)', [
+  await runSql(url, 'insert into tenants (tenant_id, envs, policies) values ($1, $2, $3)', [
     tenant,
     ['dev', 'prod'],
     policies,
   ]);
-  for (const user of members) await addMember(tenant, user);
+  for (const user of members) await addMember(tenant, user, 'dev', url);
   return tenant;
 }
 
 /** Adds a member; a user id that starts with `admin` is an admin. */
-export async function addMember(tenant: string, user: string, env = 'dev'): Promise<void> {
+export async function addMember(tenant: string, user: string, env = 'dev', url = ownerUrl()): Promise<void> {
   const role = user.startsWith('admin') ? 2 : 1;
-  await runSql(ownerUrl(), 'insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, $4)', [
+  await runSql(url, 'insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, $4)', [
     tenant,
     env,
     user,

@@ -2,9 +2,11 @@ import { randomInt } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { openArena } from './arena.ts';
+import { crash } from './crash.ts';
+import { network } from './network.ts';
 import type { Figures, Scenario } from './scenario.ts';
 
-const SCENARIOS: Scenario[] = [];
+const SCENARIOS: Scenario[] = [crash, network];
 
 /** How much longer than its time a scenario may take before it counts as hung. */
 const GRACE_MS = 60_000;

@@ -5,19 +5,19 @@ import { dirname, join } from 'node:path';
 import { addKey } from '../../src/db/keyring.ts';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
 import { makeDatabase } from '../database.ts';
-import { startProcess } from '../fixtures/process.ts';
+import { type ServerProcess, startProcess } from '../fixtures/process.ts';
 import { startProxy } from '../proxy.ts';
 import { until } from '../support.ts';
 import { makeRandom } from './random.ts';
 import type { Arena, Postgres } from './scenario.ts';
 
-/** The arena of one scenario, and what clears it away. */
+/** The arena of one scenario, what its servers have complained about, and what clears it away. */
 export async function openArena(
   name: string,
   seed: number,
   deadline: number,
   tell: (line: string) => void,
-): Promise<{ arena: Arena; close(): Promise<void> }> {
+): Promise<{ arena: Arena; errors(): string[]; close(): Promise<void> }> {
   const undo: (() => unknown)[] = [];
   const cleanup = (work: () => unknown) => void undo.push(work);
   const close = async () => {
@@ -32,6 +32,7 @@ export async function openArena(
   const keyFile = join(folder, 'keys');
   await addKey(keyFile);
   let databases = 0;
+  const servers: ServerProcess[] = [];
   const arena: Arena = {
     seed,
     random: makeRandom(seed, name),
@@ -44,6 +45,7 @@ export async function openArena(
     },
     async startServer({ postgres, ...options }) {
       const server = await startProcess({ ...options, databaseUrl: postgres.url, keyFile });
+      servers.push(server);
       cleanup(async () => {
         server.kill('SIGKILL');
         await server.exited;
@@ -51,7 +53,8 @@ export async function openArena(
       return server;
     },
   };
-  return { arena, close };
+  const errors = () => servers.flatMap(({ logLines }) => logLines.filter((line) => !line.includes('"level":"info"')));
+  return { arena, errors, close };
 }
 
 async function openPostgres(

@@ -63,7 +63,7 @@ async function kill(
 }
 
 /** A server refuses to start without its database, which may still be recovering, and on a port that an outgoing connection has just got. */
-async function restarted(arena: Arena, postgres: Postgres, port: number): Promise<ServerProcess> {
+export async function restarted(arena: Arena, postgres: Postgres, port: number): Promise<ServerProcess> {
   for (;;) {
     try {
       return await arena.startServer({ postgres, port });

@@ -4,7 +4,7 @@ import { type Clients, connect, type Failure, failureOf, headersOf, metadataOf }
 import type { Random } from './scenario.ts';
 
 /** One intention of a client, and what it knows of its outcome. */
-export interface Entry {
+export interface Entry<Response = any> {
   readonly kind: string;
   readonly worker: number;
   /** Also the trace id of each attempt, so that every event of the audit log leads back to its entry. */
@@ -13,7 +13,7 @@ export interface Entry {
   readonly intent: Intent;
   outcome: 'acknowledged' | 'refused' | 'unknown';
   /** Of an acknowledged one. */
-  response?: any;
+  response?: Response;
   attempts: number;
 }
 
@@ -47,8 +47,8 @@ export interface Worker {
   fresh(): string;
   /** Whether it should begin something new. */
   going(): boolean;
-  /** Does something until it is acknowledged, refused, or patience ends. Gives the response if it is acknowledged. */
-  intend<Response>(kind: string, intent: Intent, call: Attempt<Response>): Promise<Response | undefined>;
+  /** Does something until it is acknowledged, refused, or patience ends. */
+  intend<Response>(kind: string, intent: Intent, call: Attempt<Response>): Promise<Entry<Response>>;
   /** When the last attempt began that the service has answered, be it with a refusal, as performance.now() has it. */
   answered(): number;
   /** A read, tried until it succeeds or patience ends. */
@@ -147,11 +147,12 @@ export function openWorker(
       entry.attempts = count;
       // A refusal after an attempt that nobody answered proves nothing: that one may be under way still.
       if (refused && count === 1) entry.outcome = 'refused';
-      if (!response) return undefined;
-      entry.outcome = 'acknowledged';
-      entry.response = response;
-      ledger.acknowledged++;
-      return response;
+      if (response) {
+        entry.outcome = 'acknowledged';
+        entry.response = response;
+        ledger.acknowledged++;
+      }
+      return entry;
     },
     async read(call) {
       return (await attempts(`read of ${n}`, PATIENCE, call)).response;

@@ -3,13 +3,16 @@ import { writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { openArena } from './arena.ts';
 import { crash } from './crash.ts';
+import { history } from './history.ts';
 import { network } from './network.ts';
 import type { Figures, Scenario } from './scenario.ts';
 
-const SCENARIOS: Scenario[] = [crash, network];
+const SCENARIOS: Scenario[] = [crash, network, history];
 
 /** How much longer than its time a scenario may take before it counts as hung. */
 const GRACE_MS = 60_000;
+
+const SHOWN_ERRORS = 5;
 
 interface Options {
   minutes: number;
@@ -73,7 +76,7 @@ async function play(scenario: Scenario, seed: number, deadline: number): Promise
   const { name, about } = scenario;
   const start = Date.now();
   progress(`${name}: ${about}`);
-  const { arena, close } = await openArena(name, seed, deadline, (line) => progress(`${name}: ${line}`));
+  const { arena, errors, close } = await openArena(name, seed, deadline, (line) => progress(`${name}: ${line}`));
   closing = close;
   let timer: NodeJS.Timeout | undefined;
   const hung = new Promise<never>((_, reject) => {
@@ -84,6 +87,7 @@ async function play(scenario: Scenario, seed: number, deadline: number): Promise
     (figures): Outcome => ({ name, about, passed: true, seconds: 0, figures }),
     (error: Error): Outcome => {
       progress(`${name} FAILED: ${error.stack}`);
+      for (const line of errors().slice(-SHOWN_ERRORS)) progress(`a server logged: ${line}`);
       return { name, about, passed: false, seconds: 0, figures: {}, error: `seed ${seed}: ${error.message}` };
     },
   );

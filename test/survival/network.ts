@@ -1,10 +1,9 @@
-import { setTimeout as sleep } from 'node:timers/promises';
-import type { Connection, Hook, Interposed } from '../proxy.ts';
-import { startProxy } from '../proxy.ts';
+import { type Interposed, startProxy } from '../proxy.ts';
 import { connect, headersOf } from '../support.ts';
 import { checkAftermath } from './aftermath.ts';
 import { startLoad } from './load.ts';
-import type { Arena, Random, Scenario } from './scenario.ts';
+import type { Random, Scenario } from './scenario.ts';
+import { CALM, type Trouble, troubles } from './troubles.ts';
 
 const CLIENTS = 8;
 const CHECKS = 0.15;
@@ -55,106 +54,6 @@ export const network: Scenario = {
     return { ...counts, 'recovery ms p50': median, 'slowest ms': slowest, 'over 2 s': over, ...figures };
   },
 };
-
-interface Trouble {
-  name: string;
-  /** Resolves when the network is back, but for its hooks. */
-  strike(link: Interposed, arena: Arena): Promise<void>;
-}
-
-const CALM: Pick<Interposed, 'toServer' | 'toClient'> = { toServer: (bytes) => bytes, toClient: (bytes) => bytes };
-const both = (link: Interposed, hook: Hook) => Object.assign(link, { toServer: hook, toClient: hook });
-const lasting = ({ random }: Arena) => sleep(500 + random.int(2500));
-
-const delay: Trouble = {
-  name: 'delays',
-  async strike(link, arena) {
-    const { random } = arena;
-    both(link, async (bytes) => {
-      await sleep(random.int(60));
-      return bytes;
-    });
-    await lasting(arena);
-  },
-};
-
-/** What has passed is a part of a message, a frame or a statement. */
-const cutMidMessage: Trouble = {
-  name: 'cuts mid-message',
-  async strike(link, { random }) {
-    const cutting = new Promise<void>((resolve) => {
-      let left = 1 + random.int(10);
-      const hook: Hook = (bytes, connection) => {
-        if (random.chance(0.9)) return bytes;
-        setImmediate(connection.cut);
-        if (--left === 0) resolve();
-        return bytes.subarray(0, random.int(bytes.length));
-      };
-      Object.assign(link, random.chance(0.5) ? { toServer: hook } : { toClient: hook });
-    });
-    await cutting;
-  },
-};
-
-/** Half of them before Postgres can have answered, half after it has, so that it is done and nobody knows. */
-const cutAfterCommit: Trouble = {
-  name: 'cuts after COMMIT',
-  async strike(link, { random }) {
-    const committing = new WeakSet<Connection>();
-    await new Promise<void>((resolve) => {
-      let left = 1 + random.int(10);
-      const cut = (connection: Connection) => {
-        setImmediate(connection.cut);
-        if (--left === 0) resolve();
-      };
-      link.toServer = (bytes, connection) => {
-        if (bytes.includes('commit\0') && random.chance(0.3)) {
-          if (random.chance(0.5)) cut(connection);
-          else committing.add(connection);
-        }
-        return bytes;
-      };
-      link.toClient = (bytes, connection) => {
-        if (!committing.has(connection) || !bytes.includes('COMMIT\0')) return bytes;
-        cut(connection);
-        return Buffer.alloc(0);
-      };
-    });
-  },
-};
-
-/** As packets that are lost and sent again: nothing is missing in the end. */
-const stall: Trouble = {
-  name: 'stalls',
-  async strike(link, arena) {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    both(link, async (bytes) => {
-      await promise;
-      return bytes;
-    });
-    await lasting(arena);
-    resolve();
-  },
-};
-
-/** As a router that forgets its connections: what was sent is gone, and in the end they are cut. */
-const blackhole: Trouble = {
-  name: 'blackholes',
-  async strike(link, arena) {
-    both(link, () => Buffer.alloc(0));
-    await lasting(arena);
-    link.cutAll();
-  },
-};
-
-const troubles = (front: Interposed, back: Interposed): [Trouble, Interposed][] => [
-  ...[delay, cutMidMessage, stall, blackhole].flatMap((trouble): [Trouble, Interposed][] => [
-    [trouble, front],
-    [trouble, back],
-  ]),
-  [cutAfterCommit, back],
-  [cutAfterCommit, back],
-];
 
 function shuffled<T>(random: Random, list: T[]): T[] {
   return list

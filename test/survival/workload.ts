@@ -78,7 +78,7 @@ async function turn(worker: Worker): Promise<void> {
     context: {},
   };
   const beginning = ['turns.begin', 'sessions.upsert', 'turns.acquire', 'messages.append'];
-  const begun = await worker.intend(
+  const { response: begun } = await worker.intend(
     'begin',
     { threadId, contents: [question], surfaceId, state: asked, events: beginning },
     ({ conversation }, { id, metadata, options }) =>
@@ -115,8 +115,10 @@ async function forward(worker: Worker): Promise<void> {
     value: inline,
   };
   if (worker.random.chance(0.5)) {
-    const saved = await worker.intend('save', { events: ['bundles.save'] }, ({ memory }, { id, metadata, options }) =>
-      memory.saveBundle({ ...inline, requestId: id }, metadata, options),
+    const { response: saved } = await worker.intend(
+      'save',
+      { events: ['bundles.save'] },
+      ({ memory }, { id, metadata, options }) => memory.saveBundle({ ...inline, requestId: id }, metadata, options),
     );
     if (!saved) return;
     source = { $case: 'bundleId', value: saved.bundle!.id };

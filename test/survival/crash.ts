@@ -68,7 +68,7 @@ export async function restarted(arena: Arena, postgres: Postgres, port: number):
     try {
       return await arena.startServer({ postgres, port });
     } catch (error) {
-      if (!/cannot be reached|EADDRINUSE/.test((error as Error).message) || arena.timeLeft() === 0) throw error;
+      if (!/cannot be reached|EADDRINUSE/.test((error as Error).message)) throw error;
     }
   }
 }

@@ -45,11 +45,9 @@ export const history: Scenario = {
       const sessions = await Promise.all(KEYS.map((key) => openSession(workers[0]!, `${round}${key}`)));
       const threads = KEYS.map((key) => openThread(`${round}${key}`));
       const playing = Promise.all(workers.map((worker) => play(worker, sessions, threads)));
-      if (arena.random.chance(0.7)) {
-        figures.troubles++;
-        await makeTrouble(arena, postgres, servers, playing);
-      }
-      await playing;
+      const troubled = arena.random.chance(0.7);
+      if (troubled) figures.troubles++;
+      await Promise.all([playing, troubled && makeTrouble(arena, postgres, servers, playing)]);
       for (const { look } of [...sessions, ...threads]) await look(workers[0]!);
       if (ledger.faults.length > 0) throw new Error(ledger.faults.slice(0, 5).join('\n'));
       for (const { name, model, record } of [...sessions, ...threads] as Kept<any, any>[]) {

@@ -69,7 +69,6 @@ const PATIENCE = 60;
 export const CHANNEL = {
   'grpc.use_local_subchannel_pool': 1,
   'grpc.initial_reconnect_backoff_ms': 50,
-  'grpc.min_reconnect_backoff_ms': 50,
   'grpc.max_reconnect_backoff_ms': 250,
 };
 

@@ -28,6 +28,7 @@ export async function startLoad(arena: Arena, postgres: Postgres, addresses: str
     for (const worker of workers) worker.close();
   });
   const done = Promise.all(workers.map(work));
+  done.catch(() => {}); // thrown where it is awaited
   return {
     tenant,
     ledger,

@@ -14,7 +14,9 @@ import { startJanitor } from './streams/janitor.ts';
 import { streamHandlers } from './streams/service.ts';
 import { sweep } from './tenants/expiry.ts';
 import { adminAccess, adminHandlers } from './tenants/service.ts';
+import { rederive } from './threads/rederive.ts';
 import { removalHandlers } from './threads/removal-service.ts';
+import { searchHandlers } from './threads/search-service.ts';
 import { conversationHandlers } from './threads/service.ts';
 import { checkpointHandlers } from './turns/checkpoint-service.ts';
 import { leaseHandlers } from './turns/lease-service.ts';
@@ -48,6 +50,7 @@ export const features: Features = {
         {
           ...conversationHandlers,
           ...removalHandlers,
+          ...searchHandlers,
           ...streamHandlers,
           ...watchThreadHandlers(watching),
           ...leaseHandlers,
@@ -72,8 +75,17 @@ export const features: Features = {
       for (const [kind, rows] of counts) metrics.swept(kind, rows);
       return Object.fromEntries(counts);
     };
-    const job = { name: 'sweep', everyMinutes: config.sweepInterval / 60_000, run: removed };
-    const jobs = await startJobs(url, [job], log).catch(async (error) => {
+    const everyMinutes = config.sweepInterval / 60_000;
+    // What began before a tenant's language changed may still write in the former one, as long as a call lasts.
+    const derived = (signal: AbortSignal) => rederive(database, 2 * config.callTimeout + 60_000, signal);
+    const jobs = await startJobs(
+      url,
+      [
+        { name: 'sweep', everyMinutes, run: removed },
+        { name: 'rederive', everyMinutes, run: derived },
+      ],
+      log,
+    ).catch(async (error) => {
       await janitor.stop();
       throw error;
     });

@@ -50,7 +50,7 @@ describe('tenants', () => {
 
   it('are created with their envs and policies', async () => {
     const tenantId = slug();
-    const policies = { membership: TOKEN, pii: REDACT };
+    const policies = { membership: TOKEN, pii: REDACT, searchLanguage: 'german' };
     const tenant = await create({ tenantId, displayName: 'Acmé', envs: ['dev', 'prod'], policies });
     expect(tenant).to.deep.include({ tenantId, displayName: 'Acmé', envs: ['dev', 'prod'], policies });
     expect([tenant.etag.length > 0, tenant.createTime !== undefined]).to.deep.equal([true, true]);
@@ -84,14 +84,14 @@ describe('tenants', () => {
   });
 
   it('change where fields are present, and get envs but never lose them', async () => {
-    const policies = { membership: TOKEN, pii: ALLOW };
+    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german' };
     const { tenantId, etag } = await create({ displayName: 'a', policies });
     const renamed = await update({ tenantId, displayName: 'b' });
     expect(renamed).to.deep.include({ displayName: 'b', envs: ['dev'], policies });
     expect(renamed.etag).to.not.equal(etag);
     expect(await update({ tenantId, envs: ['prod'] })).to.deep.include({ displayName: 'b', envs: ['dev', 'prod'] });
     expect((await update({ tenantId, policies: { pii: REJECT } })).policies).to.deep.equal({
-      membership: TOKEN,
+      ...policies,
       pii: REJECT,
     });
     expect((await update({ tenantId, envs: ['dev'] }, { updateMask: ['envs'] })).envs).to.deep.equal(['dev', 'prod']);
@@ -105,15 +105,18 @@ describe('tenants', () => {
   });
 
   it('change by a mask, where a named field without a value gets its default', async () => {
-    const policies = { membership: TOKEN, pii: ALLOW };
+    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german' };
     const { tenantId } = await create({ displayName: 'a', policies });
     const pii = await update(
       { tenantId, displayName: 'no', policies: { membership: EXPLICIT } },
       { updateMask: ['policies.pii'] },
     );
-    expect(pii).to.deep.include({ displayName: 'a', policies: { membership: TOKEN, pii: REJECT } });
+    expect(pii).to.deep.include({ displayName: 'a', policies: { ...policies, pii: REJECT } });
     const both = await update({ tenantId, policies: { pii: REDACT } }, { updateMask: ['policies', 'display_name'] });
-    expect(both).to.deep.include({ displayName: '', policies: { membership: EXPLICIT, pii: REDACT } });
+    expect(both).to.deep.include({
+      displayName: '',
+      policies: { membership: EXPLICIT, pii: REDACT, searchLanguage: 'simple' },
+    });
     for (const path of ['tenant_id', 'create_time', 'policies.nothing', 'etag', '']) {
       const answer = await failure(update({ tenantId, displayName: 'x' }, { updateMask: [path] }));
       expect(

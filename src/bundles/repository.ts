@@ -176,14 +176,16 @@ const forwardStatement = (bundle: string, saving: string) =>
       where t.delete_time is null
     returning t.thread_id, t.thread_uid, t.last_seq
   ), copies as (
-    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, metadata, tool_call_id, token_count, forwarded_from, create_time)
+    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, metadata, tool_call_id, token_count, forwarded_from, create_time,
+      search_language, tsv)
     select $1, $2, target.thread_uid, target.last_seq - content.message_count + e.ord, uuid_v7(clock_timestamp()), $3,
       (e.v ->> 'role')::smallint, e.v ->> 'content', e.v -> 'metadata', coalesce(e.v ->> 'tool_call_id', ''),
       (e.v ->> 'token_count')::int,
       jsonb_build_object('bundle_id', content.id, 'thread_id', content.source_thread_id, 'seq', (e.v ->> 'seq')::bigint,
         'unverified', coalesce((e.v ->> 'unverified')::boolean, (e.v -> 'forwarded_from' ->> 'unverified')::boolean, false)),
-      clock_timestamp()
-    from target, content, jsonb_array_elements(content.messages) with ordinality as e (v, ord)
+      clock_timestamp(), l.search_language, message_tsv(l.search_language, e.v ->> 'content')
+    from target, content, jsonb_array_elements(content.messages) with ordinality as e (v, ord), tenants l
+    where l.tenant_id = $1
     order by e.ord
     returning 1
   ), saved as (

@@ -56,7 +56,7 @@ export async function create(context: Direct, tenant: string, envs: string[], di
     check.text('name', displayName, 200);
   });
   const [row] = await changeIn(context, itself(tenant), 'cli/CreateTenant', (tx) =>
-    createTenant(tx, { displayName, envs, policies: {} }),
+    createTenant(tx, { displayName, envs, policies: {}, searchLanguage: undefined }),
   );
   if (!row) throw new UserError(`there is a tenant ${tenant} already`);
   return [`created tenant ${tenant} with ${row.envs.join(', ')}`];
@@ -66,7 +66,7 @@ export async function addEnv(context: Direct, tenant: string, env: string): Prom
   checked((check) => check.slug('env', env));
   await existing(context, tenant);
   const [row] = await changeIn(context, itself(tenant), 'cli/UpdateTenant', (tx) =>
-    updateTenant(tx, { displayName: undefined, envs: [env], policies: {} }, undefined),
+    updateTenant(tx, { displayName: undefined, envs: [env], policies: {}, searchLanguage: undefined }, undefined),
   );
   if (!row) throw new UserError(`tenant ${tenant} would have more than 20 envs`);
   return [`tenant ${tenant} has ${row.envs.join(', ')}`];

@@ -25,7 +25,7 @@ create table if not exists schema_versions (
   compatible_from int not null,
   apply_time timestamptz not null default now()
 );
-do $$ begin execute format('grant memoryd_jobs, memoryd_search to %I', current_user); end $$;
+do $$ begin execute format('grant memoryd_jobs to %I', current_user); end $$;
 grant memoryd_jobs to memoryd_app; -- to become it for background jobs; noinherit: nothing of it otherwise
 `;
 

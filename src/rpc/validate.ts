@@ -37,9 +37,9 @@ export class Check {
     if (this.violations.length > 0) throw invalid(this.violations);
   }
 
-  text(field: string, value: string | undefined, max: number, min = 0): void {
+  text(field: string, value: string | undefined, max: number, min = 0): boolean {
     const fault = textFault(value ?? '', min, max);
-    if (fault) this.that(false, field, fault);
+    return this.that(!fault, field, fault ?? '');
   }
 
   /** One of the caller's own ids, required. */

@@ -76,7 +76,7 @@ export async function readStreamed(tx: TenantDb, id: string): Promise<StreamedRo
 
 const START = change<{ id: string }>(`
   with message as (
-    update messages m set state = ${MessageState.STREAMING}, streamed = true, token_count = 0
+    update messages m set state = ${MessageState.STREAMING}, streamed = true, token_count = 0, tsv = null
     from threads t
     where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = $11::uuid and m.delete_time is null
       and t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null
@@ -161,14 +161,16 @@ export async function keepStream(tx: TenantTx, { messageId, writer }: Writer): P
 /** Joins the text into the message and ends its stream, in the state $15, with the count $16 and the metadata $17. */
 const end = (action: string) =>
   change<StreamedRow>(`
-  with ${advance()}, message as (
+  with ${advance()}, added as materialized (
+    select coalesce(string_agg(e.text, '' order by e.revision), '') as text
+    from thread_events e, thread
+    where e.tenant_id = $1 and e.env = $2 and e.thread_uid = thread.thread_uid and e.seq = thread.seq and e.text is not null
+  ), message as (
     update messages m
-    set content = m.content || coalesce((
-        select string_agg(e.text, '' order by e.revision) from thread_events e
-        where e.tenant_id = $1 and e.env = $2 and e.thread_uid = thread.thread_uid and e.seq = thread.seq and e.text is not null), ''),
-      state = $15::smallint, token_count = $16::int, metadata = coalesce($17::jsonb, m.metadata)
-    from thread
-    where m.tenant_id = $1 and m.env = $2 and m.thread_uid = thread.thread_uid and m.seq = thread.seq
+    set content = m.content || added.text, state = $15::smallint, token_count = $16::int, metadata = coalesce($17::jsonb, m.metadata),
+      search_language = l.search_language, tsv = message_tsv(l.search_language, m.content || added.text)
+    from thread, added, tenants l
+    where l.tenant_id = $1 and m.tenant_id = $1 and m.env = $2 and m.thread_uid = thread.thread_uid and m.seq = thread.seq
     returning m.id, m.seq, m.client_id, m.create_time, m.state, m.token_count, m.role, m.tool_call_id, m.streamed
   ), emptied as (
     update thread_events e set text = null

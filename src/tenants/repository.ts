@@ -5,39 +5,50 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Member, Tenant, TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
 import { etagOf } from '../rpc/validate.ts';
 
-const COLUMNS = 'tenant_id, display_name, envs, policies, create_time, update_time, revision';
+/** Takes words as they are, whatever the language. */
+export const DEFAULT_LANGUAGE = 'simple';
+
+const COLUMNS = 'tenant_id, display_name, envs, policies, search_language, create_time, update_time, revision';
 
 export interface TenantRow {
   tenantId: string;
   displayName: string;
   envs: string[];
   policies: { membership?: number; pii?: number };
+  searchLanguage: string;
   createTime: Timestamp;
   updateTime: Timestamp;
   revision: number;
 }
 
-export function tenantFromRow({ revision, policies, ...row }: TenantRow): Tenant {
+export function tenantFromRow({ revision, policies, searchLanguage, ...row }: TenantRow): Tenant {
   const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT } = policies;
-  return Tenant.fromPartial({ ...row, policies: { membership, pii }, etag: etagOf(revision) } as object);
+  return Tenant.fromPartial({
+    ...row,
+    policies: { membership, pii, searchLanguage },
+    etag: etagOf(revision),
+  } as object);
 }
 
 // A change of the tenant itself runs in the tenant's scope with env '', where its event and its stored result lie.
 const CREATE = change<TenantRow>(`
   with saved as (
-    insert into tenants (tenant_id, display_name, envs, policies)
-    values ($1, $11, $12::text[], $13::jsonb)
+    insert into tenants (tenant_id, display_name, envs, policies, search_language)
+    values ($1, $11, $12::text[], $13::jsonb, coalesce($14::text, '${DEFAULT_LANGUAGE}'))
     on conflict do nothing
     returning ${COLUMNS}
   ), ${audited('tenants.create', 'saved', { resource: `'tenants/' || tenant_id` })}, ${requested('saved')}
   select * from saved`);
 
+// Messages stay in the language in which they were stored until the job has been by: it waits from `language_time` on.
 const UPDATE = change<TenantRow>(`
   with saved as (
     update tenants t
     set display_name = coalesce($11::text, t.display_name),
       envs = t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs)),
-      policies = t.policies || $13::jsonb, update_time = now(), revision = t.revision + 1
+      policies = t.policies || $13::jsonb, search_language = coalesce($15::text, t.search_language),
+      former_languages = case when $15 <> t.search_language then array_remove(t.former_languages, $15) || t.search_language else t.former_languages end,
+      language_time = case when $15 <> t.search_language then clock_timestamp() else t.language_time end, update_time = now(), revision = t.revision + 1
     where tenant_id = $1 and ($14::bigint is null or revision = $14)
       and cardinality(t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs))) <= 20
     returning ${COLUMNS}
@@ -49,11 +60,13 @@ export interface TenantFields {
   displayName: string | undefined;
   envs: string[];
   policies: { membership?: number; pii?: number };
+  searchLanguage: string | undefined;
 }
 
 /** Gives no row if there is a tenant with this id. */
-export async function createTenant(tx: TenantTx, { displayName, envs, policies }: TenantFields): Promise<TenantRow[]> {
-  return tx.final(CREATE, [displayName ?? '', envs, json(policies)]);
+export async function createTenant(tx: TenantTx, fields: TenantFields): Promise<TenantRow[]> {
+  const { displayName, envs, policies, searchLanguage } = fields;
+  return tx.final(CREATE, [displayName ?? '', envs, json(policies), searchLanguage]);
 }
 
 /** Gives no row if there is no such tenant, its revision is another, or it would have more than 20 envs. */
@@ -62,7 +75,8 @@ export async function updateTenant(
   fields: TenantFields,
   revision: number | undefined,
 ): Promise<TenantRow[]> {
-  return tx.final(UPDATE, [fields.displayName, fields.envs, json(fields.policies), revision]);
+  const { displayName, envs, policies, searchLanguage } = fields;
+  return tx.final(UPDATE, [displayName, envs, json(policies), revision, searchLanguage]);
 }
 
 const GET = pointRead<TenantRow>(`select ${COLUMNS} from tenants where tenant_id = $1`);
@@ -71,6 +85,15 @@ const GET = pointRead<TenantRow>(`select ${COLUMNS} from tenants where tenant_id
 export async function getTenant(db: TenantDb): Promise<TenantRow | undefined> {
   const [row] = await db.query(GET);
   return row;
+}
+
+const KNOWS_LANGUAGE = pointRead<{ known: boolean }>(
+  'select exists (select from pg_ts_config where cfgname = $4 and pg_ts_config_is_visible(oid)) as known',
+);
+
+export async function knowsLanguage(db: TenantDb, language: string): Promise<boolean> {
+  const [row] = await db.query(KNOWS_LANGUAGE, [language]);
+  return row!.known;
 }
 
 const LIST = pointRead<TenantRow>(

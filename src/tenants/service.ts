@@ -10,7 +10,9 @@ import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
 import { expiryStats } from './expiry.ts';
 import {
   createTenant,
+  DEFAULT_LANGUAGE,
   getTenant,
+  knowsLanguage,
   listMembers,
   listTenants,
   memberFromRow,
@@ -22,6 +24,8 @@ import {
 } from './repository.ts';
 
 const MAX_ENVS = 20;
+/** Of anything in the database. */
+const MAX_NAME = 63;
 
 export const adminAccess: Record<string, Access> = {
   createTenant: { operator: true },
@@ -40,7 +44,7 @@ export function adminHandlers(members: Memberships): Handlers<typeof AdminServic
   return {
     async createTenant(request, call) {
       const check = new Check();
-      checkTenant(check, request.tenant);
+      await checkTenant(check, request.tenant, call);
       check.count('tenant.envs', request.tenant?.envs ?? [], MAX_ENVS, 1);
       check.optionalUuid('request_id', request.requestId);
       check.done();
@@ -58,7 +62,7 @@ export function adminHandlers(members: Memberships): Handlers<typeof AdminServic
 
     async updateTenant(request, call) {
       const check = new Check();
-      checkTenant(check, request.tenant);
+      await checkTenant(check, request.tenant, call);
       check.count('tenant.envs', request.tenant?.envs ?? [], MAX_ENVS);
       for (const path of request.updateMask ?? []) {
         check.that(MASKABLE.includes(path), 'update_mask', `"${path.slice(0, 64)}" cannot be updated`);
@@ -137,33 +141,45 @@ export function adminHandlers(members: Memberships): Handlers<typeof AdminServic
   };
 }
 
-const MASKABLE = ['display_name', 'envs', 'policies', 'policies.membership', 'policies.pii'];
+const MASKABLE = [
+  'display_name',
+  'envs',
+  'policies',
+  'policies.membership',
+  'policies.pii',
+  'policies.search_language',
+];
+const LANGUAGE = 'tenant.policies.search_language';
 
-function checkTenant(check: Check, tenant: Tenant | undefined): void {
+async function checkTenant(check: Check, tenant: Tenant | undefined, call: Call): Promise<void> {
   if (!check.that(tenant !== undefined, 'tenant', 'required') || !tenant) return;
   check.slug('tenant.tenant_id', tenant.tenantId);
   check.text('tenant.display_name', tenant.displayName, 200);
   check.etag('tenant.etag', tenant.etag);
   tenant.envs.slice(0, MAX_ENVS).forEach((env, i) => check.slug(`tenant.envs[${i}]`, env));
   check.that(new Set(tenant.envs).size === tenant.envs.length, 'tenant.envs', 'names an env twice');
-  const { membership = 0, pii = 0 } = tenant.policies ?? {};
+  const { membership = 0, pii = 0, searchLanguage = '' } = tenant.policies ?? {};
   if (membership !== 0) check.oneOf('tenant.policies.membership', membership, TenantPolicies_Membership);
   if (pii !== 0) check.oneOf('tenant.policies.pii', pii, TenantPolicies_Pii);
+  if (searchLanguage && check.text(LANGUAGE, searchLanguage, MAX_NAME))
+    check.that(await knowsLanguage(inTenant(call, '').db, searchLanguage), LANGUAGE, 'not known to the database');
 }
 
 /** What is set: with a mask only what it names, where a policy without a value gets its default. */
 function fieldsOf(tenant: Tenant, mask: string[] | undefined): TenantFields {
   const named = (...paths: string[]) => !mask || paths.some((path) => mask.includes(path));
-  const { membership = 0, pii = 0 } = tenant.policies ?? {};
+  const { membership = 0, pii = 0, searchLanguage = '' } = tenant.policies ?? {};
   const policies: TenantFields['policies'] = {};
   if (named('policies', 'policies.membership') && (membership || mask)) {
     policies.membership = membership || TenantPolicies_Membership.EXPLICIT;
   }
   if (named('policies', 'policies.pii') && (pii || mask)) policies.pii = pii || TenantPolicies_Pii.REJECT;
+  const language = searchLanguage || (mask ? DEFAULT_LANGUAGE : undefined);
   const displayName = tenant.displayName ?? (mask ? '' : undefined);
   return {
     displayName: named('display_name') ? displayName : undefined,
     envs: named('envs') ? tenant.envs : [],
     policies,
+    searchLanguage: named('policies', 'policies.search_language') ? language : undefined,
   };
 }

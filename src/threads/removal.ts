@@ -53,7 +53,7 @@ const LOCK_MESSAGE = query(`
 
 const DELETE_MESSAGE = change<DeletedRow>(`
   with gone as (
-    update messages m set content = '', metadata = null, token_count = 0, delete_time = clock_timestamp()
+    update messages m set content = '', metadata = null, token_count = 0, tsv = null, delete_time = clock_timestamp()
     from threads t
     where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = $11::uuid and m.delete_time is null
       and t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null

@@ -74,9 +74,12 @@ const APPEND = change<AppendedRow>(`
       where t.delete_time is null and ${fenced('t', '$15', '$16::boolean', 'excluded.update_time')}
     returning t.thread_id, t.thread_uid, t.last_seq - (select count(*) from fresh) as base
   ), inserted as (
-    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, session_id, client_id, role, content, metadata, tool_call_id, token_count, create_time)
-    select $1, $2, t.thread_uid, t.base + f.n, f.id, $3, $13::uuid, f.client_id, f.role, f.content, f.metadata, f.tool_call_id, f.token_count, clock_timestamp()
-    from thread t, fresh f
+    insert into messages (tenant_id, env, thread_uid, seq, id, user_id, session_id, client_id, role, content, metadata, tool_call_id, token_count, create_time,
+      search_language, tsv)
+    select $1, $2, t.thread_uid, t.base + f.n, f.id, $3, $13::uuid, f.client_id, f.role, f.content, f.metadata, f.tool_call_id, f.token_count, clock_timestamp(),
+      l.search_language, message_tsv(l.search_language, f.content)
+    from thread t, fresh f, tenants l
+    where l.tenant_id = $1
     order by f.n
     returning id, seq, create_time
   ), ${touchSessions('thread')}, result as materialized (

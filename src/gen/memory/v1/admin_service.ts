@@ -49,8 +49,8 @@ export interface UpdateTenantRequest {
     | Tenant
     | undefined;
   /**
-   * Optional. The fields to change: `display_name`, `envs`, `policies`, `policies.membership`, `policies.pii`. A named
-   * field without a value gets its default.
+   * Optional. The fields to change: `display_name`, `envs`, `policies`, `policies.membership`, `policies.pii`,
+   * `policies.search_language`. A named field without a value gets its default.
    */
   updateMask:
     | string[]

@@ -24,6 +24,7 @@ import {
 } from "@grpc/grpc-js";
 import { Struct } from "../../../wire/struct.ts";
 import { Duration } from "../../google/protobuf/duration.ts";
+import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, MessageRole, Thread } from "./message.ts";
 import { PinnedRef, Session, SummaryRef } from "./session.ts";
@@ -280,6 +281,78 @@ export interface GetMessageRequest {
 export interface GetMessageResponse {
   /** The message. */
   message: Message | undefined;
+}
+
+/** The request of SearchMessages. */
+export interface SearchMessagesRequest {
+  /**
+   * Required. What to look for, 1 to 1,000 characters. All words must be in the message. `"two words"` is a phrase, `reven*` a
+   * prefix (of a stem, in a language that has stems), `-word`, `-"a phrase"` and `-prefix*` must not be there, and a capital
+   * `OR` stands between alternatives, for all words on either side of it. Nothing is a syntax error: a query without
+   * a word, or of words only that the language ignores, finds nothing.
+   */
+  query: string;
+  /** Optional. Only messages of this thread, at most 128 characters. */
+  threadId: string;
+  /** Optional. Only messages that came through this session, a UUID. */
+  sessionId: string;
+  /** Optional. Only messages of these roles, at most 4. All if empty. */
+  roles: MessageRole[];
+  /** Optional. Only messages stored at this time or later. */
+  startTime:
+    | Timestamp
+    | undefined;
+  /** Optional. Only messages stored before this time, which is after `start_time`. */
+  endTime:
+    | Timestamp
+    | undefined;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB of messages. */
+  pageSize: number;
+  /**
+   * Optional. The `next_page_token` of the page before, with the same other fields. What was stored after the first page was
+   * asked for is not on the next ones.
+   */
+  pageToken: string;
+}
+
+/** The response of SearchMessages. */
+export interface SearchMessagesResponse {
+  /** What was found, best match first. */
+  results: SearchResult[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** A message that was found. */
+export interface SearchResult {
+  /** The message. */
+  message:
+    | Message
+    | undefined;
+  /** How well it matches: comparable within one search, greater is better. 0 where only words to be left out were given. */
+  rank: number;
+  /**
+   * Where it matches: at most 3 passages, of up to about 20 words each. The beginning of the message where there is nothing
+   * to show.
+   */
+  snippets: Snippet[];
+}
+
+/**
+ * A passage of a message. The texts of its pieces, put together, are the passage. They are plain text from the message,
+ * nothing in them is escaped: escape each piece before putting it into HTML. Tags of HTML or XML in the message are left out.
+ */
+export interface Snippet {
+  /** The pieces, in order. */
+  pieces: SnippetPiece[];
+}
+
+/** A piece of a snippet. */
+export interface SnippetPiece {
+  /** The text. One of more than 300 characters is shortened by `…` in its middle. */
+  text: string;
+  /** Whether it matches the query. */
+  match: boolean;
 }
 
 /** The request of ListThreads. */
@@ -2231,6 +2304,442 @@ export const GetMessageResponse: MessageFns<GetMessageResponse> = {
     message.message = (object.message !== undefined && object.message !== null)
       ? Message.fromPartial(object.message)
       : undefined;
+    return message;
+  },
+};
+
+function createBaseSearchMessagesRequest(): SearchMessagesRequest {
+  return {
+    query: "",
+    threadId: "",
+    sessionId: "",
+    roles: [],
+    startTime: undefined,
+    endTime: undefined,
+    pageSize: 0,
+    pageToken: "",
+  };
+}
+
+export const SearchMessagesRequest: MessageFns<SearchMessagesRequest> = {
+  encode(message: SearchMessagesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.query !== "") {
+      writer.uint32(10).string(message.query);
+    }
+    if (message.threadId !== "") {
+      writer.uint32(18).string(message.threadId);
+    }
+    if (message.sessionId !== "") {
+      writer.uint32(26).string(message.sessionId);
+    }
+    if (message.roles.length !== 0) {
+      writer.uint32(34).fork();
+      for (const v of message.roles) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    if (message.startTime !== undefined) {
+      Timestamp.encode(message.startTime, writer.uint32(42).fork()).join();
+    }
+    if (message.endTime !== undefined) {
+      Timestamp.encode(message.endTime, writer.uint32(50).fork()).join();
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(56).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(66).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SearchMessagesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSearchMessagesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.query = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.threadId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag === 32) {
+              message.roles.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 34) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.roles.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.startTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.endTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SearchMessagesRequest>, I>>(base?: I): SearchMessagesRequest {
+    return SearchMessagesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SearchMessagesRequest>, I>>(object: I): SearchMessagesRequest {
+    const message = createBaseSearchMessagesRequest();
+    message.query = object.query ?? "";
+    message.threadId = object.threadId ?? "";
+    message.sessionId = object.sessionId ?? "";
+    message.roles = object.roles?.map((e) => e) || [];
+    message.startTime = (object.startTime !== undefined && object.startTime !== null)
+      ? Timestamp.fromPartial(object.startTime)
+      : undefined;
+    message.endTime = (object.endTime !== undefined && object.endTime !== null)
+      ? Timestamp.fromPartial(object.endTime)
+      : undefined;
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseSearchMessagesResponse(): SearchMessagesResponse {
+  return { results: [], nextPageToken: "" };
+}
+
+export const SearchMessagesResponse: MessageFns<SearchMessagesResponse> = {
+  encode(message: SearchMessagesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.results) {
+      SearchResult.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SearchMessagesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSearchMessagesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.results.push(SearchResult.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SearchMessagesResponse>, I>>(base?: I): SearchMessagesResponse {
+    return SearchMessagesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SearchMessagesResponse>, I>>(object: I): SearchMessagesResponse {
+    const message = createBaseSearchMessagesResponse();
+    message.results = object.results?.map((e) => SearchResult.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseSearchResult(): SearchResult {
+  return { message: undefined, rank: 0, snippets: [] };
+}
+
+export const SearchResult: MessageFns<SearchResult> = {
+  encode(message: SearchResult, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.message !== undefined) {
+      Message.encode(message.message, writer.uint32(10).fork()).join();
+    }
+    if (message.rank !== 0) {
+      writer.uint32(21).float(message.rank);
+    }
+    for (const v of message.snippets) {
+      Snippet.encode(v!, writer.uint32(26).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SearchResult {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSearchResult();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.message = Message.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 21) {
+              break;
+            }
+
+            message.rank = reader.float();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.snippets.push(Snippet.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SearchResult>, I>>(base?: I): SearchResult {
+    return SearchResult.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SearchResult>, I>>(object: I): SearchResult {
+    const message = createBaseSearchResult();
+    message.message = (object.message !== undefined && object.message !== null)
+      ? Message.fromPartial(object.message)
+      : undefined;
+    message.rank = object.rank ?? 0;
+    message.snippets = object.snippets?.map((e) => Snippet.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseSnippet(): Snippet {
+  return { pieces: [] };
+}
+
+export const Snippet: MessageFns<Snippet> = {
+  encode(message: Snippet, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.pieces) {
+      SnippetPiece.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Snippet {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSnippet();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.pieces.push(SnippetPiece.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<Snippet>, I>>(base?: I): Snippet {
+    return Snippet.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Snippet>, I>>(object: I): Snippet {
+    const message = createBaseSnippet();
+    message.pieces = object.pieces?.map((e) => SnippetPiece.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseSnippetPiece(): SnippetPiece {
+  return { text: "", match: false };
+}
+
+export const SnippetPiece: MessageFns<SnippetPiece> = {
+  encode(message: SnippetPiece, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.text !== "") {
+      writer.uint32(10).string(message.text);
+    }
+    if (message.match !== false) {
+      writer.uint32(16).bool(message.match);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SnippetPiece {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSnippetPiece();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.text = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.match = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SnippetPiece>, I>>(base?: I): SnippetPiece {
+    return SnippetPiece.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SnippetPiece>, I>>(object: I): SnippetPiece {
+    const message = createBaseSnippetPiece();
+    message.text = object.text ?? "";
+    message.match = object.match ?? false;
     return message;
   },
 };
@@ -5009,6 +5518,29 @@ export const ConversationServiceService = {
       Buffer.from(ClearHistoryResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ClearHistoryResponse => ClearHistoryResponse.decode(value),
   },
+  /**
+   * Searches the user's messages in all threads that are not deleted, best match first. A message is found from the moment
+   * it is stored, one that is streamed from its end on.
+   *
+   * Words are compared in the tenant's `search_language`: `simple` takes them as they are, in any case of letters; a language
+   * such as `english` compares their stems, and ignores its most frequent words. Text without spaces between its words, such
+   * as Chinese or Japanese, is one word up to the next space or punctuation mark. Of a message the first 131,072 characters
+   * are searched.
+   *
+   * The rank says how often and how close together the words of the query stand, for the length of the message; equal ones
+   * come newest first. Of more than 10,000 matches only the newest 10,000 are ranked and returned.
+   */
+  searchMessages: {
+    path: "/memory.v1.ConversationService/SearchMessages" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SearchMessagesRequest): Buffer =>
+      Buffer.from(SearchMessagesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SearchMessagesRequest => SearchMessagesRequest.decode(value),
+    responseSerialize: (value: SearchMessagesResponse): Buffer =>
+      Buffer.from(SearchMessagesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SearchMessagesResponse => SearchMessagesResponse.decode(value),
+  },
   /** Lists the user's threads, newest created first. */
   listThreads: {
     path: "/memory.v1.ConversationService/ListThreads" as const,
@@ -5212,6 +5744,19 @@ export interface ConversationServiceServer extends UntypedServiceImplementation 
    * While another holds the turn: `FAILED_PRECONDITION` (`TURN_HELD`); a stale token is `ABORTED` (`STALE_FENCING_TOKEN`).
    */
   clearHistory: handleUnaryCall<ClearHistoryRequest, ClearHistoryResponse>;
+  /**
+   * Searches the user's messages in all threads that are not deleted, best match first. A message is found from the moment
+   * it is stored, one that is streamed from its end on.
+   *
+   * Words are compared in the tenant's `search_language`: `simple` takes them as they are, in any case of letters; a language
+   * such as `english` compares their stems, and ignores its most frequent words. Text without spaces between its words, such
+   * as Chinese or Japanese, is one word up to the next space or punctuation mark. Of a message the first 131,072 characters
+   * are searched.
+   *
+   * The rank says how often and how close together the words of the query stand, for the length of the message; equal ones
+   * come newest first. Of more than 10,000 matches only the newest 10,000 are ranked and returned.
+   */
+  searchMessages: handleUnaryCall<SearchMessagesRequest, SearchMessagesResponse>;
   /** Lists the user's threads, newest created first. */
   listThreads: handleUnaryCall<ListThreadsRequest, ListThreadsResponse>;
   /**
@@ -5403,6 +5948,33 @@ export interface ConversationServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ClearHistoryResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Searches the user's messages in all threads that are not deleted, best match first. A message is found from the moment
+   * it is stored, one that is streamed from its end on.
+   *
+   * Words are compared in the tenant's `search_language`: `simple` takes them as they are, in any case of letters; a language
+   * such as `english` compares their stems, and ignores its most frequent words. Text without spaces between its words, such
+   * as Chinese or Japanese, is one word up to the next space or punctuation mark. Of a message the first 131,072 characters
+   * are searched.
+   *
+   * The rank says how often and how close together the words of the query stand, for the length of the message; equal ones
+   * come newest first. Of more than 10,000 matches only the newest 10,000 are ranked and returned.
+   */
+  searchMessages(
+    request: SearchMessagesRequest,
+    callback: (error: ServiceError | null, response: SearchMessagesResponse) => void,
+  ): ClientUnaryCall;
+  searchMessages(
+    request: SearchMessagesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SearchMessagesResponse) => void,
+  ): ClientUnaryCall;
+  searchMessages(
+    request: SearchMessagesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SearchMessagesResponse) => void,
   ): ClientUnaryCall;
   /** Lists the user's threads, newest created first. */
   listThreads(

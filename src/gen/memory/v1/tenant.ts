@@ -44,6 +44,12 @@ export interface TenantPolicies {
   membership: TenantPolicies_Membership;
   /** Optional. What happens to personal data in session snapshots. */
   pii: TenantPolicies_Pii;
+  /**
+   * Optional. The language in which messages are searched: a text search configuration of the database, such as `simple`
+   * (the default: words as they are, in any language), `english` or `german`. Messages that are there already are derived
+   * anew in the background, minutes later; until then they are searched in the language before.
+   */
+  searchLanguage: string;
 }
 
 /** How users become members. */
@@ -259,7 +265,7 @@ export const Tenant: MessageFns<Tenant> = {
 };
 
 function createBaseTenantPolicies(): TenantPolicies {
-  return { membership: 0, pii: 0 };
+  return { membership: 0, pii: 0, searchLanguage: "" };
 }
 
 export const TenantPolicies: MessageFns<TenantPolicies> = {
@@ -269,6 +275,9 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     }
     if (message.pii !== 0) {
       writer.uint32(16).int32(message.pii);
+    }
+    if (message.searchLanguage !== "") {
+      writer.uint32(26).string(message.searchLanguage);
     }
     return writer;
   },
@@ -302,6 +311,14 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
             message.pii = reader.int32() as any;
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.searchLanguage = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -321,6 +338,7 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     const message = createBaseTenantPolicies();
     message.membership = object.membership ?? 0;
     message.pii = object.pii ?? 0;
+    message.searchLanguage = object.searchLanguage ?? "";
     return message;
   },
 };

@@ -88,6 +88,22 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   same('the messages', pick('content', listed.messages), [question.content, answer.content]);
   say('ListMessages', contents(listed.messages));
 
+  const found = await ok(`${CONVERSATION}/SearchMessages`, { query: 'bund* -copied', threadId });
+  same('the messages found', pick('content', pick('message', found.results) as any[]), [question.content]);
+  const pieces: any[] = found.results[0].snippets.flatMap((snippet: any) => snippet.pieces);
+  same(
+    'what matches',
+    pick(
+      'text',
+      pieces.filter((piece) => piece.match),
+    ),
+    ['bundle'],
+  );
+  say(
+    'SearchMessages',
+    `bund* without “copied”: ${pieces.map(({ text, match }) => (match ? `[${text}]` : text)).join('')}`,
+  );
+
   const next = { role: 'MESSAGE_ROLE_HUMAN', content: 'And who forwards it?' };
   const begun = await ok(`${CONVERSATION}/BeginTurn`, {
     session: { id: session.id },

@@ -1,8 +1,14 @@
-import { status } from '@grpc/grpc-js';
+import { once } from 'node:events';
+import { credentials, status } from '@grpc/grpc-js';
 import { expect } from 'chai';
-import type { SearchMessagesRequest, SearchResult } from '../src/gen/memory/v1/conversation_service.ts';
+import {
+  ConversationServiceClient,
+  type SearchMessagesRequest,
+  type SearchResult,
+  StreamMessageRequest,
+} from '../src/gen/memory/v1/conversation_service.ts';
 import type { DeepPartial } from '../src/gen/memory/v1/memory_service.ts';
-import { MessageRole } from '../src/gen/memory/v1/message.ts';
+import { MessageRole, MessageState } from '../src/gen/memory/v1/message.ts';
 import type { RunningServer } from '../src/server.ts';
 import { rederive } from '../src/threads/rederive.ts';
 import { as as asRole, REFUSED, refusal } from './fixtures/roles.ts';
@@ -18,6 +24,7 @@ import {
   newTenant,
   startTestServer,
   tenantSql,
+  until,
 } from './support.ts';
 
 const { HUMAN, ASSISTANT, TOOL } = MessageRole;
@@ -335,6 +342,59 @@ describe('search', () => {
     await client.memory.upsertSession({ session: { ...session, surfaceId: 'new' } });
     await append(['new word'], 't');
     expect(await contents('word', { threadId: 't' })).to.deep.equal(['new word']);
+  });
+
+  it('finds nothing of a deleted message or a cleared thread', async () => {
+    const [first] = (await append(['word one', 'word two'])).messages;
+    await client.conversation.deleteMessage({ messageId: first!.id });
+    for (const query of ['word', 'w*', '-absent']) expect(await contents(query), query).to.deep.equal(['word two']);
+    await setLanguage('english');
+    await rederive(server.kernel.database, 0);
+    expect(await contents('-absent')).to.deep.equal(['word two']);
+    await client.conversation.clearHistory({ threadId: 't' });
+    expect(await contents('-absent')).to.deep.equal([]);
+    await append(['word three']);
+    expect(await contents('word')).to.deep.equal(['word three']);
+  });
+
+  it('finds a message that was streamed from its end on, whole or broken off', async () => {
+    const streaming = new ConversationServiceClient(`127.0.0.1:${server.port}`, credentials.createInsecure());
+    const open = async (clientId: string) => {
+      const stream = streaming.streamMessage(metadataOf(headersOf(tenant)));
+      stream.on('error', () => {});
+      const send = async (frame: DeepPartial<StreamMessageRequest>['frame']) => {
+        stream.write(StreamMessageRequest.fromPartial({ frame } as object));
+        return (await once(stream, 'data'))[0].frame.value;
+      };
+      const { durableOffset } = await send({ $case: 'open', value: { threadId: 't', role: ASSISTANT, clientId } });
+      return { stream, send, durableOffset };
+    };
+    const chunk = (offset: number, text: string) => ({ $case: 'chunk' as const, value: { offset, text } });
+    try {
+      const whole = await open('whole');
+      await whole.send(chunk(0, 'a streamed ans'));
+      expect(await contents('streamed OR -absent')).to.deep.equal([]);
+      await setLanguage('english');
+      await rederive(server.kernel.database, 0);
+      expect(await contents('streamed OR -absent')).to.deep.equal([]);
+      await whole.send(chunk(14, 'wer, finished'));
+      await whole.send({ $case: 'finish', value: {} });
+      expect(await contents('answers')).to.deep.equal(['a streamed answer, finished']);
+
+      const broken = await open('broken');
+      await broken.send(chunk(0, 'cut answer'));
+      broken.stream.cancel();
+      const cut = await until(async () => (await search('cut'))[0]);
+      expect(cut.message).to.include({ content: 'cut answer', state: MessageState.INTERRUPTED });
+      const resumed = await open('broken');
+      expect(resumed.durableOffset).to.equal(10);
+      expect(await contents('cut')).to.deep.equal([]);
+      await resumed.send(chunk(10, ' mended'));
+      await resumed.send({ $case: 'finish', value: {} });
+      expect(await contents('cut mending')).to.deep.equal(['cut answer mended']);
+    } finally {
+      streaming.close();
+    }
   });
 
   it('gives every match once, page by page, also while more are stored', async () => {

@@ -94,8 +94,12 @@ function withMessage(
 ): ThreadEvent['event'] {
   if (!row) return undefined;
   const message: Message = messageFromRow(row, threadId);
-  if (event.$case === 'finished') return { $case: 'finished', value: { message: { ...message, state: event.state } } };
-  if (!row.streamed) return { $case: 'appended', value: { message } };
-  const begun = { ...message, state: MessageState.STREAMING, metadata: undefined, tokenCount: 0 };
-  return { $case: 'appended', value: { message: begun } };
+  // What came only with its end is told with its end.
+  const unfinished = { ...message, metadata: undefined, tokenCount: 0 };
+  if (event.$case === 'finished') {
+    const told = event.state === MessageState.COMPLETE ? message : { ...unfinished, state: event.state };
+    return { $case: 'finished', value: { message: told } };
+  }
+  const appended = row.streamed ? { ...unfinished, state: MessageState.STREAMING } : message;
+  return { $case: 'appended', value: { message: appended } };
 }

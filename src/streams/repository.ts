@@ -5,7 +5,7 @@ import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { MessageState } from '../gen/memory/v1/message.ts';
 import { EventKind } from '../threads/event.ts';
-import { contentOf, targeted, touchSessions } from '../threads/repository.ts';
+import { contentOf, liveSession, targeted, touchSessions } from '../threads/repository.ts';
 
 // Every statement that changes a message being streamed locks its row of message_streams first and its thread's second. Who
 // opens the message becomes its writer: whoever wrote it before finds another writer there, and stores nothing any more.
@@ -81,16 +81,17 @@ const START = change<{ id: string }>(`
     where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = $11::uuid and m.delete_time is null
       and t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = m.thread_uid and t.delete_time is null
       and ${fenced('t', '$13::bigint', '$14::boolean', 'clock_timestamp()')}
-    returning m.id, m.thread_uid, m.seq, m.session_id
+    returning m.id, m.thread_uid, m.seq
   ), stream as (
     insert into message_streams as s (tenant_id, env, message_id, thread_uid, seq, user_id, session_id, writer, byte_length, expire_time)
-    select $1, $2, id, thread_uid, seq, $3, session_id, $12::uuid, $15::int, c.until
+    select $1, $2, id, thread_uid, seq, $3, $16::uuid, $12::uuid, $15::int, c.until
     from message, (select clock_timestamp() + ${LEASE} as until) c
-    on conflict (tenant_id, env, message_id) do update set writer = excluded.writer, expire_time = excluded.expire_time
+    on conflict (tenant_id, env, message_id) do update
+      set writer = excluded.writer, session_id = excluded.session_id, expire_time = excluded.expire_time
     returning s.message_id as id
   ), ${audited('messages.stream', 'stream', {
     resource: `'messages/' || id`,
-    session: '(select session_id from message)',
+    session: '$16::uuid',
     metadata: `jsonb_build_object('from_byte', $15)`,
   })}
   select id from stream`);
@@ -107,15 +108,25 @@ export interface Writer {
 const writerValues = ({ messageId, writer, fencingToken, exempt }: Writer) => [messageId, writer, fencingToken, exempt];
 
 /** Makes this opening the message's writer. False if it may not write: its turn was taken. */
-export async function startStream(tx: TenantTx, by: Writer, storedBytes: number): Promise<boolean> {
-  return (await tx.final(START, [...writerValues(by), storedBytes])).length > 0;
+export async function startStream(
+  tx: TenantTx,
+  by: Writer,
+  storedBytes: number,
+  sessionId: string | null,
+): Promise<boolean> {
+  return (await tx.final(START, [...writerValues(by), storedBytes, sessionId])).length > 0;
 }
 
 // Own parameters of all statements that write: $11 the message, $12 its writer, $13 the fencing token, $14 whether none is
 // needed.
 
+/** Whether the session that a stream was opened through, if there is one, may still be written to. */
+const ADMITTED = `(s.session_id is null or exists (
+      select from sessions f
+      where f.tenant_id = $1 and f.env = $2 and f.user_id = $3 and f.id = s.session_id and ${liveSession('f')}))`;
+
 /** The CTEs up to `thread`, whose next revision is taken: no row if the writer is not the one, or its turn was taken. */
-const advance = (stream = 'true') => `stream as materialized (
+const advance = (stream: string) => `stream as materialized (
     select s.message_id, s.thread_uid, s.seq, s.session_id, s.byte_length from message_streams s
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.message_id = $11::uuid and s.writer = $12::uuid
       and ${stream}
@@ -130,7 +141,7 @@ const advance = (stream = 'true') => `stream as materialized (
 
 // A batch is a row of its own: a text that grows in place would be rewritten with each of them.
 const STORE = change<{ revision: number }>(`
-  with ${advance('s.byte_length = $15::int')}, moved as (
+  with ${advance(`s.byte_length = $15::int and ${ADMITTED}`)}, moved as (
     update message_streams s set byte_length = s.byte_length + octet_length($16::text), expire_time = clock_timestamp() + ${LEASE}
     from thread
     where s.tenant_id = $1 and s.env = $2 and s.message_id = thread.message_id
@@ -159,9 +170,9 @@ export async function keepStream(tx: TenantTx, { messageId, writer }: Writer): P
 }
 
 /** Joins the text into the message and ends its stream, in the state $15, with the count $16 and the metadata $17. */
-const end = (action: string) =>
+const end = (action: string, stream: string) =>
   change<StreamedRow>(`
-  with ${advance()}, added as materialized (
+  with ${advance(stream)}, added as materialized (
     select coalesce(string_agg(e.text, '' order by e.revision), '') as text
     from thread_events e, thread
     where e.tenant_id = $1 and e.env = $2 and e.thread_uid = thread.thread_uid and e.seq = thread.seq and e.text is not null
@@ -194,8 +205,8 @@ const end = (action: string) =>
   })}
   select *, false as deleted, '' as content, null as writer from result`);
 
-const FINISH = end('messages.finish');
-const INTERRUPT = end('messages.interrupt');
+const FINISH = end('messages.finish', ADMITTED);
+const INTERRUPT = end('messages.interrupt', 'true');
 
 /** Completes the message. Nothing if this opening may not write any more. */
 export async function finishStream(

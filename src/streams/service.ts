@@ -98,7 +98,12 @@ async function openStream(call: Call, open: StreamOpen): Promise<Stream> {
     const appended = found.state === MessageState.COMPLETE && !found.streamed && found.content !== '';
     if (appended || found.role !== role || found.toolCallId !== open.toolCallId) throw clientIdReused();
     if (isFinished(found)) return [found];
-    const started = await startStream(tx, { ...writer, messageId: found.id }, Buffer.byteLength(found.content));
+    const started = await startStream(
+      tx,
+      { ...writer, messageId: found.id },
+      Buffer.byteLength(found.content),
+      open.sessionId || null,
+    );
     if (!started) throw await whyNotWritten(call.db, open, writer.exempt);
     return [found];
   });

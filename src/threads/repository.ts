@@ -42,6 +42,10 @@ export const targeted = (thread: string, session: string) => `session as materia
     where ${session}::uuid is null or exists (select from session where ${thread} in ('', thread_id))
   )`;
 
+/** Whether a stored message is not the one of the input `v`. While it is being streamed, its row does not tell all of it. */
+const differs = (m: string) => `((${m}.role, ${m}.content, ${m}.metadata, ${m}.tool_call_id) is distinct from
+        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId') or ${m}.state = ${MessageState.STREAMING})`;
+
 // One statement, so one round trip and one look at the thread row, whose lock makes seq gap-free and the fence exact. The
 // look-up of stored client_ids is LATERAL: as a join it would hash the whole thread. A token proves that the thread was there.
 const APPEND = change<AppendedRow>(`
@@ -52,8 +56,7 @@ const APPEND = change<AppendedRow>(`
     select e.ord, (v ->> 'id')::uuid as id, v ->> 'clientId' as client_id, (v ->> 'role')::smallint as role,
       v ->> 'content' as content, v -> 'metadata' as metadata, v ->> 'toolCallId' as tool_call_id, (v ->> 'tokens')::int as token_count,
       m.id as stored_id, m.seq as stored_seq, m.create_time as stored_time,
-      (m.role, m.content, m.metadata, m.tool_call_id) is distinct from
-        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId') as differs
+      ${differs('m')} as differs
     from jsonb_array_elements($12::jsonb) with ordinality as e (v, ord)
     left join lateral (
       select m.* from messages m
@@ -122,8 +125,7 @@ const WHY_NOT_WRITTEN = pointRead<WhyNotWritten>(`
     ${fenced('t', '$7::bigint', '$8::boolean', 'clock_timestamp()')} as admitted, ${stateOf('t')}, exists (
       select from jsonb_array_elements($6::jsonb) v
       join messages m on m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = v ->> 'clientId'
-      where (m.role, m.content, m.metadata, m.tool_call_id) is distinct from
-        ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId')) as reused, exists (
+      where ${differs('m')}) as reused, exists (
       select from jsonb_array_elements($6::jsonb) v
       join messages m on m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = v ->> 'clientId'
       where m.delete_time is not null) as message_deleted
@@ -213,7 +215,7 @@ export const sizeOf = (m: string) =>
   `${m}.byte_size + case when ${m}.state = ${MessageState.STREAMING} then ${CONTENT_BYTES} else 0 end`;
 
 /** Whether a message can be taken elsewhere: it is neither deleted nor still being streamed. */
-export const settled = (m: string) => `${m}.delete_time is null and ${m}.state <> ${MessageState.STREAMING}`;
+export const settled = (m: string) => `(${m}.delete_time is null and ${m}.state <> ${MessageState.STREAMING})`;
 
 // The thread's uid is a scalar, so that every plan walks the primary key from the position. Rows past 1 MiB are never
 // read: 500 messages may hold 128 MiB.

@@ -28,9 +28,9 @@ export async function readFeed(db: TenantDb, threadId: string, after: number): P
   }
 
   const planned = plan(thread, rows, after);
-  const appended = planned.flatMap((event) => (event.$case === 'appended' ? event.seq : []));
-  const ended = planned.flatMap((event) => (event.$case === 'finished' ? event.seq : []));
-  const seqs = [...new Set([...appended, ...ended])];
+  const needed = planned.filter((event) => event.$case !== 'done');
+  const appended = needed.flatMap((event) => (event.$case === 'appended' ? event.seq : []));
+  const seqs = [...new Set(needed.map((event) => event.seq))];
   const messages = new Map<number, WatchedRow>();
   if (seqs.length > 0) {
     for (const row of await messagesAt(db, thread.threadUid, seqs, appended)) messages.set(row.seq, row);

@@ -93,22 +93,24 @@ export async function nextEvents(db: TenantDb, threadId: string, after: number):
   return db.query(EVENTS, [threadId, after]);
 }
 
-// Those that were appended with their content, unless that came as text events; of the others what came when they ended.
+// Those that were appended with their content, unless that came as text events; of the others what came when they ended. They
+// are counted in the order of the events that need them, so that at least the first event can be told.
 const MESSAGES = pointRead<WatchedRow>(`
   select id, session_id, seq, client_id, role, case when seq = any ($6::bigint[]) and not streamed then content else '' end as content,
     metadata, tool_call_id, token_count, forwarded_from, create_time, state, delete_time, streamed, own as byte_size
   from (
-    select m.*, sum(own) over (order by seq) as running from (
-      select m.*, 200 + case when m.seq = any ($6) and not m.streamed then m.byte_size else coalesce(pg_column_size(m.metadata), 0) end as own
-      from messages m
-      where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.thread_uid = $4::uuid and m.seq = any ($5::bigint[])
+    select m.*, sum(own) over (order by place) as running from (
+      select m.*, w.place,
+        200 + case when m.seq = any ($6) and not m.streamed then m.byte_size else coalesce(pg_column_size(m.metadata), 0) end as own
+      from unnest($5::bigint[]) with ordinality w (seq, place)
+      join messages m on m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.thread_uid = $4::uuid and m.seq = w.seq
     ) m
   ) m
   where running - own <= ${PAGE_BYTES}`);
 
 export type WatchedRow = MessageRow & { streamed: boolean };
 
-/** The messages of these seqs, with the content of the `appended` ones, up to the size of a page. */
+/** The messages of these seqs, each named once, with the content of the `appended` ones, up to the size of a page. */
 export async function messagesAt(
   db: TenantDb,
   threadUid: string,

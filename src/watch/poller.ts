@@ -21,7 +21,8 @@ interface Subject extends Known {
   watchers: number;
   /** Grows whenever there may be news. */
   version: number;
-  waiting: Set<() => void>;
+  /** What wakes who waits, and the revision that each has seen. */
+  waiting: Map<() => void, number>;
   /** Reads under way, by position: watchers of the same position share one. */
   reads: Map<number, Promise<unknown>>;
 }
@@ -122,10 +123,11 @@ export function watches(database: Database, changes: Changes): Watches {
       group.users.set(user, subjects);
       const key = subjectKey({ kind, id });
       const fresh = { kind, user, id, group, revision: 0, watchers: 0, version: 0 };
-      const subject = subjects.get(key) ?? { ...fresh, waiting: new Set(), reads: new Map() };
+      const subject = subjects.get(key) ?? { ...fresh, waiting: new Map(), reads: new Map() };
       subjects.set(key, subject);
       subject.watchers++;
       let read = -1;
+      let seen = 0;
       let closed = false;
       return {
         read(after, work) {
@@ -138,10 +140,15 @@ export function watches(database: Database, changes: Changes): Watches {
           own.then(forget, forget);
           return own;
         },
+        // Who read a moment before is not told by the poller what another has seen meanwhile.
         saw(revision) {
-          subject.revision = Math.max(subject.revision, revision);
+          seen = revision;
+          if (revision <= subject.revision) return;
+          subject.revision = revision;
+          for (const [resolve, known] of subject.waiting) if (known < revision) resolve();
         },
-        news: (ms, signal) => (subject.version > read ? Promise.resolve() : waitFor(subject, ms, signal)),
+        news: (ms, signal) =>
+          subject.version > read || subject.revision > seen ? Promise.resolve() : waitFor(subject, seen, ms, signal),
         close() {
           if (!closed) leave(subject);
           closed = true;
@@ -158,11 +165,10 @@ const subjectsOf = (group: Group) => [...group.users.values()].flatMap((subjects
 function wake(subject: Subject): void {
   subject.version++;
   subject.reads.clear(); // what they find may be older
-  for (const resolve of subject.waiting) resolve();
-  subject.waiting.clear();
+  for (const resolve of subject.waiting.keys()) resolve();
 }
 
-function waitFor(subject: Subject, ms: number, signal: AbortSignal): Promise<void> {
+function waitFor(subject: Subject, seen: number, ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     const settle = (how: () => void) => () => {
       clearTimeout(timer);
@@ -174,7 +180,7 @@ function waitFor(subject: Subject, ms: number, signal: AbortSignal): Promise<voi
     const abort = settle(() => reject(new Interrupted('the call is over')));
     const timer = setTimeout(woken, ms);
     signal.addEventListener('abort', abort);
-    subject.waiting.add(woken);
+    subject.waiting.set(woken, seen);
     if (signal.aborted) abort();
   });
 }

@@ -16,12 +16,23 @@ export const QUEUE_DROPPED = `queued as (
     returning 1
   )`;
 
-/** The CTE that takes the summaries of a thread's sessions away: they stand for messages that are gone. */
+/**
+ * The CTEs that take the summaries of a thread's sessions away, also from the results kept for replays (rows of a statement,
+ * or of a handler): they stand for messages that are gone.
+ */
 const unsummarised = (thread: string) => `unsummarised as (
     update sessions s set summary_refs = '[]', revision = s.revision + 1, update_time = clock_timestamp()
     from ${thread} w
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = w.thread_id and s.delete_time is null
       and s.summary_refs <> '[]'
+    returning 1
+  ), unsummarised_results as (
+    update requests r
+    set result = jsonb_set(jsonb_set(r.result, '{0,summary_refs}', '[]', false), '{0,summaryRefs}', '[]', false)
+    from ${thread} w
+    join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = w.thread_id and s.delete_time is null
+    where r.tenant_id = $1 and r.env = $2 and r.user_id in ($10, '') and r.result -> 0 ->> 'id' = s.id::text
+      and coalesce(r.result -> 0 -> 'summary_refs', r.result -> 0 -> 'summaryRefs') <> '[]'
     returning 1
   )`;
 

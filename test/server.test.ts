@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { connect as connectHttp2 } from 'node:http2';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   ChannelCredentials,
@@ -9,6 +11,7 @@ import {
 import { expect } from 'chai';
 import { service as healthDefinition } from 'grpc-health-check';
 import pg from 'pg';
+import { pino } from 'pino';
 import { makeConfig } from '../src/config.ts';
 import { features } from '../src/features.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
@@ -92,6 +95,20 @@ describe('server', () => {
     );
     expect(await server.metrics.registry.metrics()).to.match(/^memoryd_unknown_methods_total 1$/m);
     close();
+  });
+
+  it('never logs the value of a header that it cannot take', async () => {
+    const lines: string[] = [];
+    const talkative = await startTestServer({}, pino({}, { write: (line: string) => void lines.push(line) }));
+    const session = connectHttp2(`http://127.0.0.1:${talkative.port}`);
+    const path = '/memory.v1.MemoryService/GetSession';
+    const headers = { ':method': 'POST', ':path': path, te: 'trailers', 'content-type': 'application/grpc' };
+    const stream = session.request({ ...headers, authorization: 'Bearer hidden\u00e9' });
+    await once(stream.resume().end(), 'close');
+    session.close();
+    await talkative.stop();
+    expect(lines.join('')).to.include('Failed to add metadata entry authorization');
+    expect(lines.join('')).not.to.include('hidden');
   });
 
   it('has an HTTP port for metrics and probes', async () => {

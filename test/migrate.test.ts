@@ -3,8 +3,9 @@ import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect } from 'chai';
+import pg from 'pg';
 import { MIGRATIONS, migrate, schemaFault, schemaState } from '../src/db/migrate.ts';
-import { ownerUrl, runSql } from './support.ts';
+import { ownerUrl, runSql, until } from './support.ts';
 
 describe('migrate', () => {
   let url: string;
@@ -62,6 +63,28 @@ describe('migrate', () => {
     );
     await migrate(url, folder);
     expect(await runSql(url, 'select * from half')).to.deep.equal([{ has: true, mark: '?' }]);
+  });
+
+  it('lets others pass while it waits for a table that somebody holds', async () => {
+    await migrate(url);
+    await writeFile(
+      join(folder, '9997_before.sql'),
+      'create table before (n int); insert into schema_versions values (9997, 1)',
+    );
+    await writeFile(
+      join(folder, '9998_waits.sql'),
+      'alter table messages add column waits int; insert into schema_versions values (9998, 1)',
+    );
+    const holder = new pg.Client({ connectionString: url });
+    await holder.connect();
+    await holder.query('begin; select count(*) from messages');
+    const migration = migrate(url, folder);
+    const waits = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+      and query like 'alter table messages%'`;
+    await until(async () => (await runSql(url, waits)).length === 1);
+    await runSql(url, 'select count(*) from messages'); // queues behind the migration, and passes before the holder ends
+    await holder.end();
+    expect(await migration).to.deep.equal(['9997_before.sql', '9998_waits.sql']);
   });
 
   it('tells a schema that is too old or too new from one that a newer version left usable', async () => {

@@ -1,8 +1,10 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import knex from 'knex';
+import knex, { type Knex } from 'knex';
 import pg from 'pg';
+import { sqlState } from './failure.ts';
 import { connectionSettings, QUIET } from './pool.ts';
 import { migrateJobs } from './queue.ts';
 
@@ -28,6 +30,13 @@ create table if not exists schema_versions (
 do $$ begin execute format('grant memoryd_jobs to %I', current_user); end $$;
 grant memoryd_jobs to memoryd_app; -- to become it for background jobs; noinherit: nothing of it otherwise
 `;
+
+// Whoever wants a table after a migration that waits for it queues behind the migration. So it waits only briefly, lets
+// them pass, and tries again: a long transaction of somebody else holds up the migration and nobody else.
+const LOCK_WAIT_MS = 500;
+const LOCK_PAUSE_MS = 1000;
+const LOCK_NOT_AVAILABLE = '55P03';
+const LOCK_PATIENCE_MS = 10 * 60_000;
 
 const LOCK = `select pg_advisory_lock(hashtextextended('memoryd.migrate', 0))`;
 
@@ -68,7 +77,7 @@ export async function migrate(connectionString: string | undefined, folder = MIG
   await lock.connect();
   const db = knex({
     client: 'pg',
-    connection: connectionSettings(connectionString) as object,
+    connection: { ...connectionSettings(connectionString), lock_timeout: LOCK_WAIT_MS } as object,
     pool: { min: 0, max: 2 },
     log: QUIET,
     migrations: { migrationSource: sqlFiles(folder) as any, tableName: 'memoryd_migrations' },
@@ -77,13 +86,33 @@ export async function migrate(connectionString: string | undefined, folder = MIG
     await lock.query(LOCK);
     await lock.query(ROLES);
     await db.migrate.forceFreeMigrationsLock().catch(() => {});
-    const [, applied] = await db.migrate.latest();
+    const before = await completed(db);
+    await patiently(() => db.migrate.latest());
     await migrateJobs(connectionString, lock);
     if (lost) throw lost;
-    return applied;
+    return (await completed(db)).filter((file) => !before.includes(file));
   } finally {
     await db.destroy();
     await lock.end().catch(() => {});
+  }
+}
+
+async function completed(db: Knex): Promise<string[]> {
+  const [done] = await db.migrate.list();
+  return done.map(({ name }: { name: string }) => name);
+}
+
+/** Again and again while somebody holds a table that is needed. What was applied before stays applied. */
+async function patiently(apply: () => Promise<unknown>): Promise<void> {
+  const deadline = Date.now() + LOCK_PATIENCE_MS;
+  for (;;) {
+    try {
+      await apply();
+      return;
+    } catch (error) {
+      if (sqlState(error) !== LOCK_NOT_AVAILABLE || Date.now() > deadline) throw error;
+      await sleep(LOCK_PAUSE_MS * (0.5 + Math.random()));
+    }
   }
 }
 

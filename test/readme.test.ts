@@ -18,6 +18,12 @@ describe('README', () => {
     expect(doc).to.include(`\n\`\`\`ts\n${example}\`\`\`\n`);
   });
 
+  it('has the service config that the package brings along, where clients are told of it', async () => {
+    const guide = await readFile(new URL('../docs/clients.md', import.meta.url), 'utf8');
+    const [, shown] = /```json\n([\s\S]*?)```/.exec(guide) ?? [];
+    expect(shown).to.equal(await readFile(new URL('../proto/memory/service_config.json', import.meta.url), 'utf8'));
+  });
+
   it('names only files that exist', async () => {
     const readme = await readFile(new URL('../README.md', import.meta.url), 'utf8');
     for (const [, path] of readme.matchAll(/\]\(([^)#:]+)\)/g)) {

@@ -13,6 +13,7 @@ import { ownerUrl, runSql, startTestServer } from '../support.ts';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const HERE = join(ROOT, 'test/interop');
+const SERVICE_CONFIG = join(ROOT, 'proto/memory/service_config.json');
 const CACHE = join(ROOT, 'node_modules/.cache/interop');
 const STEP_MS = 10 * 60_000;
 
@@ -140,7 +141,11 @@ async function goClient(address: string, folder: string): Promise<void> {
   const tools = await goTools('go', GO_TOOLS);
   await cp(join(HERE, 'go'), folder, { recursive: true });
   await generate('go/buf.gen.yaml', folder, tools, ['proto/memory']);
-  await run('go', ['run', '.', address], { cwd: folder, env: { GOFLAGS: '', GOWORK: 'off' }, ...client });
+  await run('go', ['run', '.', address, SERVICE_CONFIG], {
+    cwd: folder,
+    env: { GOFLAGS: '', GOWORK: 'off' },
+    ...client,
+  });
 }
 
 async function pythonClient(python: string, address: string, folder: string): Promise<void> {
@@ -154,7 +159,7 @@ async function pythonClient(python: string, address: string, folder: string): Pr
   const outs = ['--python_out', '--pyi_out', '--grpc_python_out'].map((option) => `${option}=${folder}`);
   await run(venvPython(venv), ['-m', 'grpc_tools.protoc', '-I', 'proto', ...outs, ...protos]);
   const env = { PYTHONPATH: folder, PYTHONUTF8: '1' };
-  await run(venvPython(venv), [join(HERE, 'python/client.py'), address], { env, ...client });
+  await run(venvPython(venv), [join(HERE, 'python/client.py'), address, SERVICE_CONFIG], { env, ...client });
 }
 
 const venvPython = (venv: string): string =>
@@ -170,7 +175,7 @@ async function typescriptClient(address: string, folder: string): Promise<void> 
   ]);
   await run(process.execPath, [join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', folder]);
   pass('compiles');
-  await run(process.execPath, [join(folder, 'client.ts'), address], client);
+  await run(process.execPath, [join(folder, 'client.ts'), address, SERVICE_CONFIG], client);
 }
 
 async function toured(caller: Caller): Promise<void> {

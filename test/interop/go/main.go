@@ -22,17 +22,13 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// UNAVAILABLE only: the call may have taken effect, which is why every change carries a request_id.
-const serviceConfig = `{"methodConfig": [{
-  "name": [{"service": "memory.v1.MemoryService"}, {"service": "memory.v1.ConversationService"}],
-  "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"]}
-}]}`
-
 func main() {
 	log.SetFlags(0)
+	// It retries UNAVAILABLE: the call may have taken effect, which is why every change carries a request_id.
+	serviceConfig, err := os.ReadFile(os.Args[2])
+	must(err)
 	connection, err := grpc.NewClient(os.Args[1],
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(serviceConfig))
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(string(serviceConfig)))
 	must(err)
 	defer connection.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

@@ -1,6 +1,6 @@
 """A client in Python, that prints "ok" and what held for each thing that did."""
 
-import json
+import pathlib
 import sys
 import uuid
 
@@ -18,21 +18,6 @@ from memory.v1 import (
     session_pb2,
 )
 
-# UNAVAILABLE only: the call may have taken effect, which is why every change carries a request_id.
-SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "memory.v1.MemoryService"}, {"service": "memory.v1.ConversationService"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "3s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
 CALL = {
     "metadata": (("x-tenant-id", "acme"), ("x-env", "dev"), ("x-user-id", "member")),
     "timeout": 15,
@@ -156,7 +141,8 @@ def read_errors(memory):
 
 
 def main():
-    options = [("grpc.service_config", json.dumps(SERVICE_CONFIG))]
+    # It retries UNAVAILABLE: the call may have taken effect, which is why every change carries a request_id.
+    options = [("grpc.service_config", pathlib.Path(sys.argv[2]).read_text(encoding="utf-8"))]
     with grpc.insecure_channel(sys.argv[1], options) as channel:
         services = ProtoReflectionDescriptorDatabase(channel).get_services()
         check("lists the services by reflection", "memory.v1.MemoryService" in services, services)

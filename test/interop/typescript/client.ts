@@ -3,6 +3,7 @@
 import { deepEqual, equal, ok } from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { type ClientUnaryCall, credentials, Metadata, type ServiceError, status } from '@grpc/grpc-js';
 import { BadRequest, ErrorInfo } from './gen/google/rpc/error_details.ts';
@@ -19,24 +20,9 @@ import { MessageRole, MessageState } from './gen/memory/v1/message.ts';
 import type { ThreadEvent } from './gen/memory/v1/thread_event.ts';
 import { stream, watch } from './live.ts';
 
-// UNAVAILABLE only: the call may have taken effect, which is why every change carries a request_id.
-const serviceConfig = {
-  methodConfig: [
-    {
-      name: [{ service: 'memory.v1.MemoryService' }, { service: 'memory.v1.ConversationService' }],
-      retryPolicy: {
-        maxAttempts: 5,
-        initialBackoff: '0.2s',
-        maxBackoff: '3s',
-        backoffMultiplier: 2,
-        retryableStatusCodes: ['UNAVAILABLE'],
-      },
-    },
-  ],
-};
-
-const [, , address = ''] = process.argv;
-const options = { 'grpc.service_config': JSON.stringify(serviceConfig) };
+// The service config retries UNAVAILABLE: the call may have taken effect, which is why every change carries a request_id.
+const [, , address = '', serviceConfig = ''] = process.argv;
+const options = { 'grpc.service_config': await readFile(serviceConfig, 'utf8') };
 const memory = new MemoryServiceClient(address, credentials.createInsecure(), options);
 const conversation = new ConversationServiceClient(address, credentials.createInsecure(), options);
 

@@ -1,4 +1,4 @@
-import { status } from '@grpc/grpc-js';
+import { type ChannelOptions, status } from '@grpc/grpc-js';
 import { v4 as uuid } from 'uuid';
 import { type Clients, connect, type Failure, failureOf, headersOf, metadataOf } from '../support.ts';
 import type { Random } from './scenario.ts';
@@ -82,9 +82,10 @@ export function openWorker(
   ledger: Ledger,
   random: Random,
   going: () => boolean,
+  channel: Partial<ChannelOptions> = CHANNEL,
 ): Worker {
   const headers = headersOf(tenant);
-  const servers = addresses.map((address) => connect(address, headers, CHANNEL));
+  const servers = addresses.map((address) => connect(address, headers, channel));
   const span = `00000000000000${(n + 1).toString(16).padStart(2, '0')}`;
   let made = 0;
   let turn = n;

@@ -1,3 +1,4 @@
+import type { ChannelOptions } from '@grpc/grpc-js';
 import { newTenant, until } from '../support.ts';
 import { type Ledger, newLedger, openWorker } from './ledger.ts';
 import { makeRandom } from './random.ts';
@@ -16,12 +17,18 @@ export interface Load {
 }
 
 /** So many clients, each with connections of its own to all servers. */
-export async function startLoad(arena: Arena, postgres: Postgres, addresses: string[], clients: number): Promise<Load> {
+export async function startLoad(
+  arena: Arena,
+  postgres: Postgres,
+  addresses: string[],
+  clients: number,
+  channel?: Partial<ChannelOptions>,
+): Promise<Load> {
   const tenant = await newTenant(['user'], {}, postgres.ownerUrl);
   const ledger = newLedger();
   let going = true;
   const workers = Array.from({ length: clients }, (_, n) =>
-    openWorker(n, addresses, tenant, ledger, makeRandom(arena.seed, `worker ${n}`), () => going),
+    openWorker(n, addresses, tenant, ledger, makeRandom(arena.seed, `worker ${n}`), () => going, channel),
   );
   arena.cleanup(() => {
     going = false;

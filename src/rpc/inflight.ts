@@ -11,14 +11,36 @@ export interface InFlight {
   idle(): Promise<void>;
 }
 
-export function inFlight(limit: number, what = 'calls in flight'): InFlight {
+// Those who are refused are told to come again, the later the more of them there are. With a fixed delay of 200 ms, refusing
+// ten times the callers that can be served again and again left them half of the throughput.
+const SHORTEST_MS = 200;
+const LONGEST_MS = 5000;
+/** For each time that as many as may be under way were refused lately. */
+const EACH_CROWD_MS = 400;
+const FORGET_HALF_MS = 4000;
+
+/** How long a caller that is refused now shall wait. */
+function pushback(limit: number, clock: () => number): () => number {
+  let lately = 0;
+  let since = clock();
+  return () => {
+    const now = clock();
+    lately = lately * 0.5 ** ((now - since) / FORGET_HALF_MS) + 1;
+    since = now;
+    const delay = Math.min(LONGEST_MS, SHORTEST_MS + (EACH_CROWD_MS * lately) / limit);
+    return delay * (0.5 + Math.random()); // so that those who came together do not come together again
+  };
+}
+
+export function inFlight(limit: number, what = 'calls in flight', clock = Date.now): InFlight {
+  const retryAfter = pushback(limit, clock);
   let count = 0;
   let closed = false;
   let waiting: (() => void)[] = [];
   return {
     enter() {
       if (closed) throw drainingError();
-      if (count >= limit) throw exhausted('TOO_MANY_CALLS', `too many ${what}`, 200);
+      if (count >= limit) throw exhausted('TOO_MANY_CALLS', `too many ${what}`, retryAfter());
       count++;
     },
     leave() {

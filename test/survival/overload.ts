@@ -101,6 +101,6 @@ async function run(arena: Arena) {
 export const overload: Scenario = {
   name: 'overload',
   about: `${TIMES} times the callers that it can serve: it sheds the rest, goes on at its peak, and recovers at once`,
-  weight: 1,
+  weight: 2,
   run,
 };

@@ -140,7 +140,7 @@ async function change(arena: Arena, postgres: Postgres, from: Version, to: Versi
   await load.progress(300);
   const figures = await finish(arena, postgres, load, third.address);
   await Promise.all([third.stop(), fourth.stop()]);
-  return { ...figures, 'longest call during the migration, ms': Math.round(blocked) };
+  return { ...figures, 'longest call meanwhile, ms': Math.round(blocked) };
 }
 
 const notReady = async (lines: string[]) => lines.some((line) => /"fault":"the schema is too new/.test(line));
@@ -151,7 +151,9 @@ async function finish(arena: Arena, postgres: Postgres, load: Load, address: str
   if (others.length > 0) throw new Error(`calls failed with ${others}`);
   const clients = connect(address, headersOf(load.tenant));
   arena.cleanup(clients.close);
-  return checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl);
+  const { acknowledged = 0 } = await checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl);
+  const away = [...load.ledger.failures].filter(([told]) => told.startsWith('UNAVAILABLE'));
+  return { acknowledged, UNAVAILABLE: away.reduce((sum, [, count]) => sum + count, 0) };
 }
 
 export const upgrade: Scenario = {
@@ -181,9 +183,7 @@ export const upgrade: Scenario = {
     );
     arena.tell(`from ${previous.name} to ${now.name}, usable from ${compatible}`);
     const before = await change(arena, old, previous, now, compatible <= previous.schema);
-    return {
-      ...figures,
-      ...Object.fromEntries(Object.entries(before).map(([key, value]) => [`before: ${key}`, value])),
-    };
+    const named = Object.entries(before).map(([figure, value]) => [`from ${previous.name}: ${figure}`, value]);
+    return { ...figures, ...Object.fromEntries(named) };
   },
 };

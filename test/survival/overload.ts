@@ -71,11 +71,11 @@ async function run(arena: Arena) {
   await load(clients, SERVED, 3000);
   const rounds: { peak: number; kept: number; recovered: number; shed: number }[] = [];
   // Short rounds, each with a peak of its own, so that what else the machine does changes both sides of a ratio.
-  const ms = Math.min(12_000, Math.max(4000, arena.timeLeft() / LEAST_ROUNDS));
+  const ms = Math.min(12_000, Math.max(6000, arena.timeLeft() / LEAST_ROUNDS));
   while (rounds.length < LEAST_ROUNDS || arena.timeLeft() > ms) {
-    const before = await load(clients, SERVED, ms / 4);
-    const over = await load(clients, SERVED * TIMES, ms / 2);
-    const after = await load(clients, SERVED, ms / 4);
+    const before = await load(clients, SERVED, ms / 6);
+    const over = await load(clients, SERVED * TIMES, (ms * 2) / 3);
+    const after = await load(clients, SERVED, ms / 6);
     tell('at its limit', before);
     tell(`${TIMES} times as many`, over);
     tell('right after', after);

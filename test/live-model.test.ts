@@ -220,7 +220,8 @@ describe(`live threads at random (seed ${seed})`, function () {
     await tape.until(({ revision }) => revision > 60);
     tape.cancel();
     alive.splice(0, 1);
-    await processes[0]!.kill();
+    processes[0]!.kill('SIGKILL');
+    await processes[0]!.exited;
     await writing;
     head = (await clients[1]!.conversation.listMessages({ threadId: 't' })).revision + 1;
     await clients[1]!.conversation.appendMessages({ threadId: 't', messages: [{ role: HUMAN, content: 'the end' }] });

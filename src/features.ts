@@ -2,10 +2,10 @@ import { auditHandlers } from './audit/service.ts';
 import { bundleAccess, bundleHandlers } from './bundles/service.ts';
 import { contextReadHandlers } from './contexts/context-service.ts';
 import { contextHandlers } from './contexts/service.ts';
-import { AdminServiceService } from './gen/memory/v1/admin_service.ts';
-import { AuditServiceService } from './gen/memory/v1/audit_service.ts';
-import { ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
-import { MemoryServiceService } from './gen/memory/v1/memory_service.ts';
+import { AdminServiceDefinition, AdminServiceService } from './gen/memory/v1/admin_service.ts';
+import { AuditServiceDefinition, AuditServiceService } from './gen/memory/v1/audit_service.ts';
+import { ConversationServiceDefinition, ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
+import { MemoryServiceDefinition, MemoryServiceService } from './gen/memory/v1/memory_service.ts';
 import { startJobs } from './jobs/worker.ts';
 import { implement } from './rpc/implement.ts';
 import type { Features } from './server.ts';
@@ -35,6 +35,7 @@ export const features: Features = {
       implement(
         kernel,
         MemoryServiceService,
+        MemoryServiceDefinition,
         {
           ...sessions,
           ...bundleHandlers,
@@ -47,6 +48,7 @@ export const features: Features = {
       implement(
         kernel,
         ConversationServiceService,
+        ConversationServiceDefinition,
         {
           ...conversationHandlers,
           ...removalHandlers,
@@ -60,8 +62,8 @@ export const features: Features = {
         },
         turnAccess,
       ),
-      implement(kernel, AdminServiceService, adminHandlers(members), adminAccess),
-      implement(kernel, AuditServiceService, auditHandlers),
+      implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
+      implement(kernel, AuditServiceService, AuditServiceDefinition, auditHandlers),
     ];
   },
 

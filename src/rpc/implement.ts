@@ -14,6 +14,7 @@ import { TOO_DEEP } from '../wire/struct.ts';
 import { decodeStrictUtf8 } from '../wire/utf8.ts';
 import { type Access, authorize } from './access.ts';
 import { type About, type Call, type Identity, makeCall } from './context.ts';
+import { type Encoder, encode } from './encode.ts';
 import { exhausted, RpcError as Refusal, type RpcError, toRpcError, toServiceError, unavailable } from './errors.ts';
 import type { Kernel } from './kernel.ts';
 
@@ -37,6 +38,11 @@ export type Handler<M> =
 /** A handler for each method of a generated service definition: one that is missing does not compile. */
 export type Handlers<Definition> = { [Name in keyof Definition]: Handler<Definition[Name]> };
 
+/** The message types of a service's methods, which the generated code has beside its definition for grpc-js. */
+interface Types<Definition> {
+  methods: { [Name in keyof Definition]: { responseType: Encoder } };
+}
+
 type AnyMethod = Method<any, any, boolean, boolean>;
 type AnyCall =
   | ServerUnaryCall<Buffer, unknown>
@@ -56,6 +62,7 @@ export interface Service {
 export function implement<Definition extends { [name: string]: any }>(
   kernel: Kernel,
   definition: Definition,
+  types: Types<Definition>,
   handlers: Handlers<Definition>,
   access: { [Name in keyof Definition]?: Access } = {},
 ): Service {
@@ -63,8 +70,13 @@ export function implement<Definition extends { [name: string]: any }>(
   const implementation: Record<string, unknown> = {};
   for (const name of Object.keys(definition)) {
     const method = definition[name] as AnyMethod;
-    // Requests are decoded by us, where a failure can be answered as bad input.
-    raw[name] = { ...method, requestDeserialize: (bytes: Buffer) => bytes };
+    const { responseType } = types.methods[name]!;
+    raw[name] = {
+      ...method,
+      // Requests are decoded by us, where a failure can be answered as bad input.
+      requestDeserialize: (bytes: Buffer) => bytes,
+      responseSerialize: (message: unknown) => encode(responseType, message),
+    };
     implementation[name] = adapt(kernel, method, handlers[name] as any, access[name] ?? {});
   }
   return { definition: raw as ServiceDefinition, implementation: implementation as UntypedServiceImplementation };

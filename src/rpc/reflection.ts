@@ -2,8 +2,11 @@ import { readFileSync } from 'node:fs';
 import { BinaryReader } from '@bufbuild/protobuf/wire';
 import { status } from '@grpc/grpc-js';
 import type { ServerReflectionResponse } from '../gen/grpc/reflection/v1/reflection.ts';
-import { ServerReflectionService } from '../gen/grpc/reflection/v1/reflection.ts';
-import { ServerReflectionService as ServerReflectionAlphaService } from '../gen/grpc/reflection/v1alpha/reflection.ts';
+import { ServerReflectionDefinition, ServerReflectionService } from '../gen/grpc/reflection/v1/reflection.ts';
+import {
+  ServerReflectionDefinition as ServerReflectionAlphaDefinition,
+  ServerReflectionService as ServerReflectionAlphaService,
+} from '../gen/grpc/reflection/v1alpha/reflection.ts';
 import { type Handlers, implement, type Service } from './implement.ts';
 import type { Kernel } from './kernel.ts';
 
@@ -149,7 +152,13 @@ export function reflection(kernel: Kernel, services: string[]): Service[] {
   };
   const access = { serverReflectionInfo: { public: true } };
   return [
-    implement(kernel, ServerReflectionService, handlers, access),
-    implement(kernel, ServerReflectionAlphaService, handlers as Handlers<typeof ServerReflectionAlphaService>, access),
+    implement(kernel, ServerReflectionService, ServerReflectionDefinition, handlers, access),
+    implement(
+      kernel,
+      ServerReflectionAlphaService,
+      ServerReflectionAlphaDefinition,
+      handlers as Handlers<typeof ServerReflectionAlphaService>,
+      access,
+    ),
   ];
 }

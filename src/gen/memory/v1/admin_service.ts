@@ -1116,6 +1116,87 @@ export const ExpiryStats: MessageFns<ExpiryStats> = {
  * the admins of a tenant and env, named in the metadata as everywhere, or by operators that name the tenant and env.
  * Anyone else: `PERMISSION_DENIED`. Errors and `request_id` are those of MemoryService.
  */
+export type AdminServiceDefinition = typeof AdminServiceDefinition;
+export const AdminServiceDefinition = {
+  name: "AdminService",
+  fullName: "memory.v1.AdminService",
+  methods: {
+    /** Creates a tenant. `ALREADY_EXISTS` (`TENANT_EXISTS`) if there is one with this id. */
+    createTenant: {
+      name: "CreateTenant",
+      requestType: CreateTenantRequest as typeof CreateTenantRequest,
+      requestStream: false,
+      responseType: CreateTenantResponse as typeof CreateTenantResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Changes a tenant: present fields change, envs are added. `NOT_FOUND` if there is none. */
+    updateTenant: {
+      name: "UpdateTenant",
+      requestType: UpdateTenantRequest as typeof UpdateTenantRequest,
+      requestStream: false,
+      responseType: UpdateTenantResponse as typeof UpdateTenantResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists all tenants by id. */
+    listTenants: {
+      name: "ListTenants",
+      requestType: ListTenantsRequest as typeof ListTenantsRequest,
+      requestStream: false,
+      responseType: ListTenantsResponse as typeof ListTenantsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Makes a user a member, or changes the role. */
+    putMember: {
+      name: "PutMember",
+      requestType: PutMemberRequest as typeof PutMemberRequest,
+      requestStream: false,
+      responseType: PutMemberResponse as typeof PutMemberResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Removes a member. What the user stored stays. Takes effect everywhere within 5 seconds. Removing who is not a member:
+     * `NOT_FOUND`.
+     */
+    removeMember: {
+      name: "RemoveMember",
+      requestType: RemoveMemberRequest as typeof RemoveMemberRequest,
+      requestStream: false,
+      responseType: RemoveMemberResponse as typeof RemoveMemberResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the members of the tenant and env by user id. */
+    listMembers: {
+      name: "ListMembers",
+      requestType: ListMembersRequest as typeof ListMembersRequest,
+      requestStream: false,
+      responseType: ListMembersResponse as typeof ListMembersResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Tells what has expired in the tenant and env, by kind. */
+    getExpiryStats: {
+      name: "GetExpiryStats",
+      requestType: GetExpiryStatsRequest as typeof GetExpiryStatsRequest,
+      requestStream: false,
+      responseType: GetExpiryStatsResponse as typeof GetExpiryStatsResponse,
+      responseStream: false,
+      options: {},
+    },
+  },
+} as const;
+
+/**
+ * Manages tenants and their members.
+ *
+ * Tenants are managed by operators (scope `memory:operator`, no tenant or user in the metadata). Members are managed by
+ * the admins of a tenant and env, named in the metadata as everywhere, or by operators that name the tenant and env.
+ * Anyone else: `PERMISSION_DENIED`. Errors and `request_id` are those of MemoryService.
+ */
 export type AdminServiceService = typeof AdminServiceService;
 export const AdminServiceService = {
   /** Creates a tenant. `ALREADY_EXISTS` (`TENANT_EXISTS`) if there is one with this id. */

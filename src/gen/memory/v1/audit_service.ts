@@ -547,6 +547,32 @@ export const ListAuditEventsResponse: MessageFns<ListAuditEventsResponse> = {
  *
  * Identity and errors are those of MemoryService.
  */
+export type AuditServiceDefinition = typeof AuditServiceDefinition;
+export const AuditServiceDefinition = {
+  name: "AuditService",
+  fullName: "memory.v1.AuditService",
+  methods: {
+    /**
+     * Lists audit events of the tenant and env, newest first: to members their own, to admins all, together with the
+     * changes of the tenant itself.
+     */
+    listAuditEvents: {
+      name: "ListAuditEvents",
+      requestType: ListAuditEventsRequest as typeof ListAuditEventsRequest,
+      requestStream: false,
+      responseType: ListAuditEventsResponse as typeof ListAuditEventsResponse,
+      responseStream: false,
+      options: {},
+    },
+  },
+} as const;
+
+/**
+ * Tells who did what. Every change writes its event in the same transaction; refused attempts are recorded too, at a
+ * bounded rate. Events never hold content.
+ *
+ * Identity and errors are those of MemoryService.
+ */
 export type AuditServiceService = typeof AuditServiceService;
 export const AuditServiceService = {
   /**

@@ -5394,6 +5394,274 @@ export const CountTokensResponse: MessageFns<CountTokensResponse> = {
  *
  * Identity, errors and `request_id` are those of MemoryService.
  */
+export type ConversationServiceDefinition = typeof ConversationServiceDefinition;
+export const ConversationServiceDefinition = {
+  name: "ConversationService",
+  fullName: "memory.v1.ConversationService",
+  methods: {
+    /**
+     * Appends messages to a thread, all or none. The first append creates the thread.
+     *
+     * Each message gets the next `seq`: gap-free per thread, from 1. A `client_id` that the thread has seen answers with the
+     * stored message; with other content it is `ALREADY_EXISTS` (`CLIENT_ID_REUSED`), and nothing is appended. A deleted
+     * thread or session answers `NOT_FOUND`, reason `DELETED`; an ended session `FAILED_PRECONDITION`, `SESSION_ENDED`.
+     */
+    appendMessages: {
+      name: "AppendMessages",
+      requestType: AppendMessagesRequest as typeof AppendMessagesRequest,
+      requestStream: false,
+      responseType: AppendMessagesResponse as typeof AppendMessagesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Lists the messages of a thread, newest first, or from a seq up or down. A page costs the same in a thread of any
+     * length.
+     */
+    listMessages: {
+      name: "ListMessages",
+      requestType: ListMessagesRequest as typeof ListMessagesRequest,
+      requestStream: false,
+      responseType: ListMessagesResponse as typeof ListMessagesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Writes one message as it is being made, so that what a model has said so far is stored while it speaks.
+     *
+     * The client sends `open`, the server answers `opened`; then the client sends chunks, which the server stores in batches,
+     * at the latest after 250 ms, and acknowledges by the offset up to which everything is durable; `finish` completes the
+     * message, and the server answers `finished` and ends the call. Offsets are bytes of UTF-8.
+     *
+     * A stream that ends in any other way (client gone, deadline, server stopped or killed) leaves the message INTERRUPTED with
+     * all that was acknowledged, at once or, if its server died, within 10 seconds. Opening it again with the same
+     * `client_id`, on any server, goes on from `opened.durable_offset`; it takes the message from a stream that is still
+     * open, which is `ABORTED` (`STREAM_TAKEN`). Opening a message that is complete answers `opened` and `finished`.
+     *
+     * A chunk that does not start where the last one ended is `INVALID_ARGUMENT` (`OFFSET_MISMATCH`, with `expected_offset` in
+     * the metadata). The rules for the thread, the session and the turn are those of AppendMessages, for each batch.
+     */
+    streamMessage: {
+      name: "StreamMessage",
+      requestType: StreamMessageRequest as typeof StreamMessageRequest,
+      requestStream: true,
+      responseType: StreamMessageResponse as typeof StreamMessageResponse,
+      responseStream: true,
+      options: {},
+    },
+    /**
+     * Follows a thread: what happened after a revision, as far as it is stored, and then what happens.
+     *
+     * Events come in the order of their revisions, each once, without a gap: whoever reconnects, to any server, goes on
+     * after the last revision that it has seen. Two kinds of events have no revision of their own: a bookmark, which comes when
+     * all that is stored was told and about every 15 seconds while nothing happens, and repeats the last one; and what was
+     * before a `cleared` or `ended` event, which is not told any more. A watch of a thread that is deleted ends
+     * with `ended` and OK.
+     *
+     * Everything else that ends a watch can be resumed: `UNAVAILABLE` when the server stops, and `RESOURCE_EXHAUSTED`
+     * (`SLOW_CONSUMER`) when the client leaves what was sent unread for 30 seconds. An `after_revision` that the thread has
+     * not reached is `INVALID_ARGUMENT`.
+     */
+    watchThread: {
+      name: "WatchThread",
+      requestType: WatchThreadRequest as typeof WatchThreadRequest,
+      requestStream: false,
+      responseType: WatchThreadResponse as typeof WatchThreadResponse,
+      responseStream: true,
+      options: {},
+    },
+    /** Returns one message. One that was deleted is `NOT_FOUND`, reason `DELETED`. */
+    getMessage: {
+      name: "GetMessage",
+      requestType: GetMessageRequest as typeof GetMessageRequest,
+      requestStream: false,
+      responseType: GetMessageResponse as typeof GetMessageResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Deletes a message: its content and metadata are gone for good. Its place stays empty, and neither its seq nor its
+     * `client_id` is used again. Bundles and the copies that they carried elsewhere stay, and so do summaries, which the
+     * response names. A message that is being streamed is deleted as well; its stream ends with `NOT_FOUND`, reason `DELETED`.
+     */
+    deleteMessage: {
+      name: "DeleteMessage",
+      requestType: DeleteMessageRequest as typeof DeleteMessageRequest,
+      requestStream: false,
+      responseType: DeleteMessageResponse as typeof DeleteMessageResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Wipes a thread in one transaction: its messages, and of all sessions that point to it the turns, the session data, the
+     * checkpoints, the session context, tool calls, prompts and summaries. The thread goes on with the next seq. Preferences,
+     * pinned refs and the state of the sessions, bundles taken from the thread and copies forwarded from it stay, and so does
+     * what model calls cost.
+     *
+     * While another holds the turn: `FAILED_PRECONDITION` (`TURN_HELD`); a stale token is `ABORTED` (`STALE_FENCING_TOKEN`).
+     */
+    clearHistory: {
+      name: "ClearHistory",
+      requestType: ClearHistoryRequest as typeof ClearHistoryRequest,
+      requestStream: false,
+      responseType: ClearHistoryResponse as typeof ClearHistoryResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Searches the user's messages in all threads that are not deleted, best match first. A message is found from the moment
+     * it is stored, one that is streamed from its end on.
+     *
+     * Words are compared in the tenant's `search_language`: `simple` takes them as they are, in any case of letters; a language
+     * such as `english` compares their stems, and ignores its most frequent words. Text without spaces between its words, such
+     * as Chinese or Japanese, is one word up to the next space or punctuation mark. Of a message the first 131,072 characters
+     * are searched.
+     *
+     * The rank says how often and how close together the words of the query stand, for the length of the message; equal ones
+     * come newest first. Of more than 10,000 matches only the newest 10,000 are ranked and returned.
+     */
+    searchMessages: {
+      name: "SearchMessages",
+      requestType: SearchMessagesRequest as typeof SearchMessagesRequest,
+      requestStream: false,
+      responseType: SearchMessagesResponse as typeof SearchMessagesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the user's threads, newest created first. */
+    listThreads: {
+      name: "ListThreads",
+      requestType: ListThreadsRequest as typeof ListThreadsRequest,
+      requestStream: false,
+      responseType: ListThreadsResponse as typeof ListThreadsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Deletes a thread with its messages. Bundles taken from it, and copies forwarded from it, stay, and so do the sessions that
+     * point to it, but without their summaries. Its watches end. Appends to it then
+     * answer `NOT_FOUND`, reason `DELETED`, until a new session is created that names the thread: it starts again, from
+     * seq 1.
+     */
+    deleteThread: {
+      name: "DeleteThread",
+      requestType: DeleteThreadRequest as typeof DeleteThreadRequest,
+      requestStream: false,
+      responseType: DeleteThreadResponse as typeof DeleteThreadResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
+     * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
+     * if one of them refuses, nothing is done.
+     */
+    beginTurn: {
+      name: "BeginTurn",
+      requestType: BeginTurnRequest as typeof BeginTurnRequest,
+      requestStream: false,
+      responseType: BeginTurnResponse as typeof BeginTurnResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
+     * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+     *
+     * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
+     */
+    commitTurn: {
+      name: "CommitTurn",
+      requestType: CommitTurnRequest as typeof CommitTurnRequest,
+      requestStream: false,
+      responseType: CommitTurnResponse as typeof CommitTurnResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Takes the turn of a thread: the right to answer, which one holder has at a time. A thread that does not exist yet is
+     * created empty. While another holds it: `FAILED_PRECONDITION` (`TURN_HELD`) with the holder and the expiry in the
+     * metadata, and RetryInfo. A lease that has ended can be taken at once.
+     */
+    acquireTurn: {
+      name: "AcquireTurn",
+      requestType: AcquireTurnRequest as typeof AcquireTurnRequest,
+      requestStream: false,
+      responseType: AcquireTurnResponse as typeof AcquireTurnResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Keeps the turn for longer. A token that is not the current one, or whose lease was released or has ended and was taken
+     * by another: `ABORTED`, `STALE_FENCING_TOKEN`.
+     */
+    renewTurn: {
+      name: "RenewTurn",
+      requestType: RenewTurnRequest as typeof RenewTurnRequest,
+      requestStream: false,
+      responseType: RenewTurnResponse as typeof RenewTurnResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Gives the turn back. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. */
+    releaseTurn: {
+      name: "ReleaseTurn",
+      requestType: ReleaseTurnRequest as typeof ReleaseTurnRequest,
+      requestStream: false,
+      responseType: ReleaseTurnResponse as typeof ReleaseTurnResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the turns of a session, newest first. */
+    listTurns: {
+      name: "ListTurns",
+      requestType: ListTurnsRequest as typeof ListTurnsRequest,
+      requestStream: false,
+      responseType: ListTurnsResponse as typeof ListTurnsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Returns what the turns of a session left: the latest turn, the newest 50, the tasks' data and the reports. Never reads
+     * messages.
+     */
+    getSessionData: {
+      name: "GetSessionData",
+      requestType: GetSessionDataRequest as typeof GetSessionDataRequest,
+      requestStream: false,
+      responseType: GetSessionDataResponse as typeof GetSessionDataResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Returns what a model call needs of a session, within budgets of tokens, counted by the tenant's tokenizer. The same
+     * data and request give the same context.
+     */
+    getContext: {
+      name: "GetContext",
+      requestType: GetContextRequest as typeof GetContextRequest,
+      requestStream: false,
+      responseType: GetContextResponse as typeof GetContextResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Counts tokens with the tenant's tokenizer. */
+    countTokens: {
+      name: "CountTokens",
+      requestType: CountTokensRequest as typeof CountTokensRequest,
+      requestStream: false,
+      responseType: CountTokensResponse as typeof CountTokensResponse,
+      responseStream: false,
+      options: {},
+    },
+  },
+} as const;
+
+/**
+ * Keeps ordered threads of messages.
+ *
+ * Identity, errors and `request_id` are those of MemoryService.
+ */
 export type ConversationServiceService = typeof ConversationServiceService;
 export const ConversationServiceService = {
   /**

@@ -3646,6 +3646,218 @@ export const RestoreSessionStateResponse: MessageFns<RestoreSessionStateResponse
  * A `request_id` (a UUID) makes a change idempotent for 24 hours: the same id with the same request answers with the
  * first response and does nothing again; with another request it is `INVALID_ARGUMENT`, reason `REQUEST_ID_REUSED`.
  */
+export type MemoryServiceDefinition = typeof MemoryServiceDefinition;
+export const MemoryServiceDefinition = {
+  name: "MemoryService",
+  fullName: "memory.v1.MemoryService",
+  methods: {
+    /**
+     * Creates a session or changes it.
+     *
+     * With `session.id` the named session changes: `NOT_FOUND` if it is not there, expired or deleted (reason `DELETED`),
+     * `FAILED_PRECONDITION` (`SESSION_ENDED`) if it has ended. Without it the live session with the same user, surface_id,
+     * project_id and thread_id (empty if left out; one that the service named counts as left out) changes; if there is none, one is created. A session that has
+     * ended, expired or was deleted makes way for a new one with a new id.
+     *
+     * Fields that are present change; Structs merge by RFC 7396 inside the database (null deletes a key), so that
+     * concurrent writers keep each other's keys; refs merge by id. A stale `session.etag` is `ABORTED`
+     * (`ETAG_MISMATCH`, the current one in the metadata) and changes nothing.
+     */
+    upsertSession: {
+      name: "UpsertSession",
+      requestType: UpsertSessionRequest as typeof UpsertSessionRequest,
+      requestStream: false,
+      responseType: UpsertSessionResponse as typeof UpsertSessionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Returns a session. Reading moves neither `last_activity_time` nor a sliding expiry. */
+    getSession: {
+      name: "GetSession",
+      requestType: GetSessionRequest as typeof GetSessionRequest,
+      requestStream: false,
+      responseType: GetSessionResponse as typeof GetSessionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the user's sessions, newest activity first. */
+    listSessions: {
+      name: "ListSessions",
+      requestType: ListSessionsRequest as typeof ListSessionsRequest,
+      requestStream: false,
+      responseType: ListSessionsResponse as typeof ListSessionsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Returns a session with its newest messages, to go on with it. Counts as activity.
+     *
+     * An ended session cannot be resumed: `FAILED_PRECONDITION` (`SESSION_ENDED`). With `create_if_missing`, a new session
+     * takes the place of one that is not there, expired, deleted or ended.
+     */
+    resumeSession: {
+      name: "ResumeSession",
+      requestType: ResumeSessionRequest as typeof ResumeSessionRequest,
+      requestStream: false,
+      responseType: ResumeSessionResponse as typeof ResumeSessionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Ends a session: it can be read and listed, but no longer changed or resumed, and its session keys stop working.
+     * Ending an ended session again changes nothing.
+     */
+    endSession: {
+      name: "EndSession",
+      requestType: EndSessionRequest as typeof EndSessionRequest,
+      requestStream: false,
+      responseType: EndSessionResponse as typeof EndSessionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Deletes a session with everything that it holds, and its thread if no other live session points to it. Late writes
+     * that name the session answer `NOT_FOUND`, reason `DELETED`.
+     */
+    deleteSession: {
+      name: "DeleteSession",
+      requestType: DeleteSessionRequest as typeof DeleteSessionRequest,
+      requestStream: false,
+      responseType: DeleteSessionResponse as typeof DeleteSessionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Follows a session: as it is now, if it has changed after a revision, and then whenever it changes. Of changes that
+     * come faster than they are told, the last one is told. Revisions only grow. Activity alone is no change.
+     *
+     * The watch ends with `ended` and OK when the session has ended, has expired or was deleted. Bookmarks, and everything else
+     * that ends a watch, are those of ConversationService.WatchThread.
+     */
+    watchSession: {
+      name: "WatchSession",
+      requestType: WatchSessionRequest as typeof WatchSessionRequest,
+      requestStream: false,
+      responseType: WatchSessionResponse as typeof WatchSessionResponse,
+      responseStream: true,
+      options: {},
+    },
+    /** Records what a session touched: files, searches, decisions, memories. */
+    appendSessionContext: {
+      name: "AppendSessionContext",
+      requestType: AppendSessionContextRequest as typeof AppendSessionContextRequest,
+      requestStream: false,
+      responseType: AppendSessionContextResponse as typeof AppendSessionContextResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Returns what a session touched. */
+    getSessionContext: {
+      name: "GetSessionContext",
+      requestType: GetSessionContextRequest as typeof GetSessionContextRequest,
+      requestStream: false,
+      responseType: GetSessionContextResponse as typeof GetSessionContextResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the states that a session had after its turns, newest first. The newest 50 are kept. */
+    listStateCheckpoints: {
+      name: "ListStateCheckpoints",
+      requestType: ListStateCheckpointsRequest as typeof ListStateCheckpointsRequest,
+      requestStream: false,
+      responseType: ListStateCheckpointsResponse as typeof ListStateCheckpointsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Sets a session's state back to that of a checkpoint. */
+    restoreSessionState: {
+      name: "RestoreSessionState",
+      requestType: RestoreSessionStateRequest as typeof RestoreSessionStateRequest,
+      requestStream: false,
+      responseType: RestoreSessionStateResponse as typeof RestoreSessionStateResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Copies messages of a thread into an immutable bundle. */
+    saveBundle: {
+      name: "SaveBundle",
+      requestType: SaveBundleRequest as typeof SaveBundleRequest,
+      requestStream: false,
+      responseType: SaveBundleResponse as typeof SaveBundleResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Appends copies of a bundle's messages to a target thread, in one transaction with the bundle (if given inline), the
+     * hand-off and the audit event. Both threads are the caller's own: `NOT_FOUND` otherwise, and nothing is written.
+     *
+     * A bundle lands once in a target: forwarding it again answers with the first landing, unless `allow_repeat`.
+     */
+    forwardBundle: {
+      name: "ForwardBundle",
+      requestType: ForwardBundleRequest as typeof ForwardBundleRequest,
+      requestStream: false,
+      responseType: ForwardBundleResponse as typeof ForwardBundleResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Returns a bundle with its messages. */
+    getBundle: {
+      name: "GetBundle",
+      requestType: GetBundleRequest as typeof GetBundleRequest,
+      requestStream: false,
+      responseType: GetBundleResponse as typeof GetBundleResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the user's bundles, newest first, without their messages. */
+    listBundles: {
+      name: "ListBundles",
+      requestType: ListBundlesRequest as typeof ListBundlesRequest,
+      requestStream: false,
+      responseType: ListBundlesResponse as typeof ListBundlesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Leases hand-offs of a destination, oldest first, whoever's they are. Needs the scope `memory:handoff` and no user.
+     * A hand-off is delivered at least once: if its lease ends unacknowledged, it can be pulled again.
+     */
+    pullHandoffs: {
+      name: "PullHandoffs",
+      requestType: PullHandoffsRequest as typeof PullHandoffsRequest,
+      requestStream: false,
+      responseType: PullHandoffsResponse as typeof PullHandoffsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Acknowledges a hand-off, so that it is never pulled again. Needs the scope `memory:handoff` and no user. A lease
+     * that ended or was taken over: `ABORTED`, reason `STALE_LEASE_TOKEN`.
+     */
+    ackHandoff: {
+      name: "AckHandoff",
+      requestType: AckHandoffRequest as typeof AckHandoffRequest,
+      requestStream: false,
+      responseType: AckHandoffResponse as typeof AckHandoffResponse,
+      responseStream: false,
+      options: {},
+    },
+  },
+} as const;
+
+/**
+ * Keeps session snapshots and carries bundles of messages between threads.
+ *
+ * Every call names its tenant, env and user in the metadata `x-tenant-id`, `x-env` and `x-user-id` (or by a token). A
+ * caller sees only what belongs to that user: anything else answers `NOT_FOUND`, as if it did not exist.
+ *
+ * Errors carry `google.rpc.ErrorInfo` (domain `memoryd`); bad input is `INVALID_ARGUMENT` with a
+ * `google.rpc.BadRequest` that names every violation at once; `RetryInfo` says when trying again helps.
+ *
+ * A `request_id` (a UUID) makes a change idempotent for 24 hours: the same id with the same request answers with the
+ * first response and does nothing again; with another request it is `INVALID_ARGUMENT`, reason `REQUEST_ID_REUSED`.
+ */
 export type MemoryServiceService = typeof MemoryServiceService;
 export const MemoryServiceService = {
   /**

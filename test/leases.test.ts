@@ -7,7 +7,7 @@ import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import type { TurnLease } from '../src/gen/memory/v1/turn.ts';
 import { RpcError } from '../src/rpc/errors.ts';
 import type { RunningServer } from '../src/server.ts';
-import { requireFence } from '../src/turns/leases.ts';
+import { holdsFence, whyStale } from '../src/turns/leases.ts';
 import {
   type Clients,
   connect,
@@ -265,13 +265,14 @@ describe('turn leases', () => {
     const settings = { poolSize: 1, poolWaitMs: 5000, sharedConnections: 0, preparedStatements };
     const database = openDatabase({ connectionString: url, ...settings });
     const limits = { deadline: Date.now() + 10_000 };
+    const { session } = await client.memory.upsertSession({ session: { surfaceId: 'web', threadId: 't' } });
     const counting = (fencingToken: number, work = async () => {}) =>
       transactionOnce(database, { tenant, env: 'dev', user: 'user' }, undefined, limits, async (tx) => {
-        await requireFence(tx, 't', fencingToken);
+        if (!(await holdsFence(tx, session!.id, fencingToken))) throw await whyStale(tx, 't');
         await work();
       }).catch((error) => (error instanceof RpcError ? error.reason : Promise.reject(error)));
     try {
-      expect(await counting(1)).to.equal('NOT_FOUND');
+      expect(await counting(1)).to.equal('STALE_FENCING_TOKEN');
       const a = await acquire('a');
       await lapse();
       const order: string[] = [];

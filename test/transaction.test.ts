@@ -4,7 +4,7 @@ import { changeOnce, requested } from '../src/db/change.ts';
 import { CommitUnknown, DatabaseAway, PoolExhausted, sqlState } from '../src/db/failure.ts';
 import { type Database, openDatabase } from '../src/db/pool.ts';
 import { change, pointRead, query } from '../src/db/statement.ts';
-import { reader, type Scope, type Stamp, transaction, transactionOnce } from '../src/db/transaction.ts';
+import { reader, type Scope, type Stamp, together, transaction, transactionOnce } from '../src/db/transaction.ts';
 import { type Interposed, replaced, startProxy } from './proxy.ts';
 import { appUrl, newTenant, ownerUrl, runSql } from './support.ts';
 
@@ -90,12 +90,18 @@ describe('transaction', () => {
   });
 
   it('does not succeed when COMMIT was answered with a rollback', async () => {
+    proxy.toServer = (bytes) => replaced(bytes, 'commit', 'abort ');
+    expect(String(await failureOf(put('lost')))).to.match(/COMMIT was answered with a rollback/);
+    expect(await members()).to.deep.equal(['user']);
+  });
+
+  it('does not succeed when its work goes on after a statement failed', async () => {
     const work = transactionOnce(database, scope, stamp(), limits(), async (tx) => {
       await tx.query(PUT, ['lost']);
       await tx.query(BAD, [0]).catch(() => {});
       return 'fine';
     });
-    expect(String(await failureOf(work))).to.match(/COMMIT was answered with a rollback/);
+    expect(sqlState(await failureOf(work))).to.equal('22012');
     expect(await members()).to.deep.equal(['user']);
   });
 
@@ -109,6 +115,39 @@ describe('transaction', () => {
     expect(await failureOf(work)).to.equal(refusal);
     expect(await members()).to.deep.equal(['user']);
     expect((await me())[0]!.pid).to.equal(before!.pid);
+  });
+
+  it('sends queries that nobody waits between in one write, and runs them in their order', async () => {
+    const ROLE = query<{ role: number }>('select role from tenant_members where tenant_id = $1 and user_id = $4');
+    await me(); // connects
+    let writes = 0;
+    proxy.toServer = (bytes) => {
+      writes++;
+      return bytes;
+    };
+    const rows = await transactionOnce(database, scope, stamp(), limits(), (tx) =>
+      together([tx.query(ROLE, ['new']), tx.step.query(PUT, ['new']), tx.query(ROLE, ['new']), tx.final(ME)]),
+    );
+    expect(rows.slice(0, 3)).to.deep.equal([[], [{ userId: 'new' }], [{ role: 1 }]]);
+    expect(rows[3][0]).to.include({ tenant: scope.tenant });
+    expect(writes).to.equal(1);
+    expect(await members()).to.deep.equal(['new', 'user']);
+  });
+
+  it('fails with the first of several that fails, does none of them, and goes on with what it had not prepared', async () => {
+    const outcomes = await transactionOnce(database, scope, stamp(), limits(), (tx) =>
+      Promise.allSettled([tx.query(PUT, ['new']), tx.query(BAD, [0]), tx.query(BAD_READ, [0]), tx.query(ME)]),
+    ).catch((error) => error);
+    expect(sqlState(outcomes)).to.equal('22012');
+    expect(await members()).to.deep.equal(['user']);
+    const [row] = await me();
+    expect(row).to.include({ tenant: scope.tenant });
+    expect(database.usage()).to.deep.equal({ used: 0, free: 1, waiting: 0 });
+  });
+
+  it('takes nothing after its last statement', async () => {
+    const work = transactionOnce(database, scope, undefined, limits(), (tx) => together([tx.final(ME), tx.query(ME)]));
+    expect(((await failureOf(work)) as Error).message).to.match(/the transaction is over/);
   });
 
   it('closes a connection that is not idle on release', async () => {

@@ -116,6 +116,44 @@ describe('turn begin and commit', () => {
     expect((await client.memory.getSession({ sessionId: session!.id })).session!.title).to.equal('');
   });
 
+  it('begins with what a model or a tool says as well, and refuses it like an append', async () => {
+    const said = { ...assistant('as I said'), clientId: 'c' };
+    const { session, lease, messages } = await begin({ messages: [said] });
+    expect(messages.map((message) => message.seq)).to.deep.equal([1]);
+    const { id, threadId } = session!;
+    await client.conversation.releaseTurn({ threadId, fencingToken: lease!.fencingToken });
+    const again = await begin({ session: { id }, messages: [said, human('and?')] });
+    expect(again.messages.map((message) => message.seq)).to.deep.equal([1, 2]);
+    await client.conversation.releaseTurn({ threadId, fencingToken: again.lease!.fencingToken });
+
+    const before = await rowCounts(tenant, TABLES);
+    const other = { ...assistant('something else'), clientId: 'c' };
+    const refused = await failure(begin({ session: { id, title: 'changed' }, messages: [other] }));
+    expect(refused).to.include({ code: status.ALREADY_EXISTS, reason: 'CLIENT_ID_REUSED' });
+    expect(await rowCounts(tenant, TABLES)).to.deep.equal(before);
+    expect((await begin({ session: { id } })).lease!.fencingToken).to.equal(again.lease!.fencingToken + 2);
+  });
+
+  it('refuses for what a step alone would have been refused first', async () => {
+    const { session, lease } = await begin();
+    const { id, threadId } = session!;
+    await client.conversation.appendMessages({ threadId, messages: [{ ...human('x'), clientId: 'c' }] });
+    const commit = (fields: object) => failure(client.conversation.commitTurn({ sessionId: id, ...fields }));
+    const bad = {
+      messages: [{ ...assistant('other'), clientId: 'c' }],
+      fencingToken: lease!.fencingToken + 1,
+      expectedEtag: '"zz"',
+      messageIds: [randomUUID()],
+    };
+    const { expectedEtag: _, ...matching } = bad;
+    expect((await commit(bad)).reason).to.equal('ETAG_MISMATCH');
+    expect((await commit(matching)).reason).to.equal('STALE_FENCING_TOKEN');
+    expect((await commit({ ...matching, messages: [] })).reason).to.equal('STALE_FENCING_TOKEN');
+    const current = { ...matching, fencingToken: lease!.fencingToken };
+    expect((await commit(current)).reason).to.equal('CLIENT_ID_REUSED');
+    expect((await commit({ ...current, messages: [] })).reason).to.equal('NOT_FOUND');
+  });
+
   it('commits nothing if any of it is refused', async () => {
     const { session, lease } = await begin();
     const good = whole(session!.id, lease!.fencingToken);

@@ -159,10 +159,11 @@ export class Unit<Row> extends Exchange<Row[]> {
   override handleError(error: unknown): void {
     if (this.connection) {
       // The server skips what follows an error, so later statements may not have been parsed. The failed one was, unless
-      // the server says that it does not know it.
+      // the server does not know it, or refused even that because the transaction had failed before.
       const { parsed } = memoryOf(this.connection);
-      if (sqlState(error) === '26000') parsed.delete(this.#calls[this.#at]!.statement.name);
-      for (const { statement } of this.#calls.slice(this.#at + 1)) {
+      const code = sqlState(error);
+      if (code === '26000') parsed.delete(this.#calls[this.#at]!.statement.name);
+      for (const { statement } of this.#calls.slice(code === '25P02' ? this.#at : this.#at + 1)) {
         if (this.#fresh.has(statement.name)) parsed.delete(statement.name);
       }
     }

@@ -26,6 +26,7 @@ export interface Stamp {
 /** Runs statements in a tenant's scope. */
 export interface TenantDb {
   readonly scope: Scope;
+  /** In a transaction, queries that are asked for without waiting for each other run in their order, sent in one write. */
   query<Row>(statement: Statement<Row>, values?: Value[]): Promise<Row[]>;
 }
 
@@ -77,13 +78,12 @@ export async function transactionOnce<T>(
   const client = await database.acquire(limits);
   let state: 'new' | 'open' | 'done' = 'new';
 
-  async function send(unit: Unit<any> | undefined, last: boolean): Promise<any[]> {
-    if (state === 'done') throw new Error('the transaction is over');
+  async function send(units: Unit<any>[], last: boolean): Promise<void> {
     const left = Math.max(1, limits.deadline - Date.now());
     const begin = state === 'new' ? new Command(prologue(scope, left)) : undefined;
     const commit = last ? new Command('commit') : undefined;
     state = last ? 'done' : 'open';
-    const parts = [begin, unit, commit].filter((part) => part !== undefined);
+    const parts = [begin, ...units, commit].filter((part) => part !== undefined);
 
     const { stream } = (client as any).connection;
     stream.cork();
@@ -100,14 +100,25 @@ export async function transactionOnce<T>(
     if (failure) throw isLost(failure) ? new DatabaseAway('the connection was lost', { cause: failure }) : failure;
     if (begin && (await begin.done).join() !== BEGUN.join()) throw new Error('BEGIN did not answer as it should');
     if (commit && (await commit.done).join() !== 'COMMIT') throw new Error('COMMIT was answered with a rollback');
-    return unit ? await unit.done : [];
+  }
+
+  // Queries that nobody waits between leave in one write: it is what a short statement costs most.
+  const waiting: Unit<any>[] = [];
+  let sent = Promise.resolve();
+  let over = false;
+  async function exchange(unit: Unit<any>, last: boolean): Promise<any[]> {
+    if (over) throw new Error('the transaction is over');
+    over = last;
+    if (waiting.push(unit) === 1) sent = sent.then(() => send(waiting.splice(0), over));
+    await sent;
+    return await unit.done;
   }
 
   const run =
     (last: boolean, stampOf: () => Stamp | undefined) =>
     (statement: Statement<any>, values: Value[] = []) => {
       const parameters = [...leading(statement, scope, stampOf()), ...values];
-      return send(new Unit([{ statement, values: parameters }], database.options.preparedStatements), last);
+      return exchange(new Unit([{ statement, values: parameters }], database.options.preparedStatements), last);
     };
   const stepStamp = () => stamp && { ...stamp, requestId: null, eventId: uuidv7() };
   const step = { scope, query: run(false, stepStamp), final: run(false, stepStamp) } as TenantTx;
@@ -115,9 +126,11 @@ export async function transactionOnce<T>(
 
   try {
     const result = await work({ scope, query: run(false, () => stamp), final: run(true, () => stamp), step });
-    if ((state as string) === 'open') await send(undefined, true);
+    await sent;
+    if ((state as string) === 'open') await send([], true);
     return result;
   } catch (error) {
+    await sent.catch(() => {}); // what is still under way could else be cancelled, or answered, in the next transaction
     if ((state as string) === 'open') await rollback(client);
     if (isStale(error)) destroy(client);
     throw error;
@@ -174,6 +187,22 @@ function cancelRequest(client: pg.Client): Promise<void> {
     if (host?.startsWith('/')) connection.connect(`${host}/.s.PGSQL.${port}`);
     else connection.connect(port, host);
   });
+}
+
+/**
+ * What steps of a change come to that do not wait for each other. If some of them fail, it fails as the first of them would
+ * have, had they been taken one by one.
+ */
+export async function together<Results extends readonly unknown[]>(
+  steps: {
+    [Step in keyof Results]: Results[Step] | Promise<Results[Step]>;
+  },
+): Promise<Results> {
+  const settled = await Promise.allSettled(steps);
+  return settled.map((step) => {
+    if (step.status === 'rejected') throw step.reason;
+    return step.value;
+  }) as unknown as Results;
 }
 
 const ATTEMPTS = 4;

@@ -2,7 +2,7 @@ import { wipedContexts } from '../contexts/repository.ts';
 import { audited, requested } from '../db/change.ts';
 import { ended } from '../db/lease.ts';
 import { change, parseTimestamp, pointRead, query } from '../db/statement.ts';
-import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { PinnedRef, Session, SummaryRef } from '../gen/memory/v1/session.ts';
 import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
@@ -274,8 +274,8 @@ export async function deleteSession(
   id: string,
   revision: number | undefined,
 ): Promise<{ threadDeleted: boolean }[]> {
-  await tx.query(LOCK, [id]);
-  return tx.final(DELETE, [id, revision]);
+  const [, rows] = await together([tx.query(LOCK, [id]), tx.final(DELETE, [id, revision])]);
+  return rows;
 }
 
 const BY_KEY = pointRead<{ sessionId: string; userId: string }>(`

@@ -113,11 +113,15 @@ export async function whyStale(db: TenantDb, threadId: string): Promise<RpcError
 
 const LOCK = query<{ held: boolean }>(`
   select ${held('t', '$5::bigint')} as held from threads t
-  where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4 and t.delete_time is null
+  where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.delete_time is null
+    and t.thread_id = (select thread_id from sessions where tenant_id = $1 and env = $2 and user_id = $3 and id = $4::uuid)
   for update`);
 
-/** Refuses a token that is not current, and keeps it current until the transaction ends. */
-export async function requireFence(tx: TenantDb, threadId: string, fencingToken: number): Promise<void> {
-  const [thread] = await tx.query(LOCK, [threadId, fencingToken]);
-  if (!thread?.held) throw await whyStale(tx, threadId);
+/**
+ * Whether a token is that of the turn of a session's thread. If it is, it stays so until the transaction ends; if not: see
+ * {@link whyStale}.
+ */
+export async function holdsFence(tx: TenantDb, sessionId: string, fencingToken: number): Promise<boolean> {
+  const [thread] = await tx.query(LOCK, [sessionId, fencingToken]);
+  return thread?.held ?? false;
 }

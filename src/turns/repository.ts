@@ -221,18 +221,19 @@ export async function getSessionData(db: TenantDb, sessionId: string): Promise<S
 
 const FIND_MESSAGES = query<{ id: string; seq: number }>(`
   select m.id, m.seq from messages m
-  join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4 and t.thread_uid = m.thread_uid
+  join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $4::uuid
+  join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = s.thread_id and t.thread_uid = m.thread_uid
     and t.delete_time is null
   where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.id = any ($5::uuid[]) and m.delete_time is null
   order by m.seq`);
 
-/** Those of these messages that the thread has, in order. */
+/** Those of these messages that the session's thread has, in order. */
 export async function findMessages(
   db: TenantDb,
-  threadId: string,
+  sessionId: string,
   ids: string[],
 ): Promise<{ id: string; seq: number }[]> {
-  return db.query(FIND_MESSAGES, [threadId, ids]);
+  return ids.length === 0 ? [] : db.query(FIND_MESSAGES, [sessionId, ids]);
 }
 
 /** The CTEs that wipe what the turns of the sessions of a CTE left. Their rows must be locked since an earlier statement. */

@@ -3,7 +3,7 @@ import { checkEntries } from '../contexts/context.ts';
 import { checkContextOptions, readContext } from '../contexts/context-service.ts';
 import { appendEntries } from '../contexts/repository.ts';
 import { finisher } from '../db/change.ts';
-import type { TenantTx } from '../db/transaction.ts';
+import { type TenantTx, together } from '../db/transaction.ts';
 import type {
   BeginTurnRequest,
   CommitTurnRequest,
@@ -27,11 +27,12 @@ import { checkCalls, insertCalls } from './calls.ts';
 import {
   acquireTurn,
   checkLeaseTtl,
+  holdsFence,
   type LeaseRow,
   leaseFromRow,
   releaseTurn,
-  requireFence,
   whyNotAcquired,
+  whyStale,
 } from './leases.ts';
 import { checkTurn, recordOf } from './record.ts';
 import { findMessages, recordTurn, type TurnRow, turnFromRow } from './repository.ts';
@@ -67,15 +68,16 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
     const [begun] = await owner.change<Begun>(request, async (tx) => {
       const saved = await save(tx, upsert);
       const { id, threadId } = saved;
-      const lease = await acquireTurn(tx.step, threadId, request.holder, request.leaseTtl);
+      // In one write, for which the token comes too late: the append goes first, while the turn is still free. What people
+      // type lands anyway, and all of it is undone if the turn is not.
+      const append = { threadId, sessionId: id, messages, tokenCounts };
+      const [early, lease] = await together([
+        messages.length > 0 ? appendMessages(tx.step, { ...append, fencingToken: 0 }) : [],
+        acquireTurn(tx.step, threadId, request.holder, request.leaseTtl),
+      ]);
       if (!lease) throw await whyNotAcquired(tx.step, threadId);
-      const appended = await append(tx, {
-        threadId,
-        sessionId: id,
-        messages,
-        tokenCounts,
-        fencingToken: lease.fencingToken,
-      });
+      const { fencingToken } = lease;
+      const appended = early.length > 0 ? early : await appendAll(tx, { ...append, fencingToken });
       const about = { resource: `sessions/${id}`, sessionId: id, metadata: { holder: request.holder } };
       return finishBegin(tx, about, { ...saved, lease, appended });
     });
@@ -107,22 +109,29 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
     const record = request.turn && recordOf(request.turn); // takes CPU, so not while a connection is held
 
     const [committed] = await call.change<Committed>(request, async (tx) => {
-      const { threadId, projectId, revision } = await save(tx, upsert);
-      if (messages.length === 0) await requireFence(tx.step, threadId, fencingToken); // an append checks it itself
-      const appended = await append(tx, { threadId, sessionId, messages, tokenCounts, fencingToken });
-      const seqs = [...appended.map((message) => message.seq), ...(await seqsOf(tx, threadId, request.messageIds))];
+      const [{ threadId, projectId, revision }, appended, current, named] = await together([
+        save(tx, upsert),
+        appendAll(tx, { threadId: '', sessionId, messages, tokenCounts, fencingToken }),
+        messages.length > 0 || holdsFence(tx.step, sessionId, fencingToken), // an append checks it itself
+        findMessages(tx.step, sessionId, request.messageIds),
+      ]);
+      if (!current) throw await whyStale(tx.step, threadId);
+      if (named.length < countOf(request.messageIds)) throw notFound('message');
+      const seqs = [...appended, ...named].map((message) => message.seq);
       const turnId = uuidv7();
-      const turn = await recordTurn(tx.step, {
-        sessionId,
-        turnId,
-        checkpointId: uuidv7(),
-        record,
-        firstSeq: seqs.length > 0 ? Math.min(...seqs) : 0,
-        lastSeq: Math.max(0, ...seqs),
-      });
-      if (request.contextEntries.length > 0) await appendEntries(tx.step, sessionId, request.contextEntries);
-      await insertCalls(tx.step, { sessionId, turnId: turn ? turnId : null, projectId }, request);
-      if (request.release) await releaseTurn(tx.step, threadId, fencingToken);
+      const [turn] = await together([
+        recordTurn(tx.step, {
+          sessionId,
+          turnId,
+          checkpointId: uuidv7(),
+          record,
+          firstSeq: seqs.length > 0 ? Math.min(...seqs) : 0,
+          lastSeq: Math.max(0, ...seqs),
+        }),
+        request.contextEntries.length > 0 && appendEntries(tx.step, sessionId, request.contextEntries),
+        insertCalls(tx.step, { sessionId, turnId: record ? turnId : null, projectId }, request),
+        request.release && releaseTurn(tx.step, threadId, fencingToken),
+      ]);
       const metadata = { messages: appended.length, entries: request.contextEntries.length, released: request.release };
       const about = { resource: `sessions/${sessionId}`, sessionId, metadata };
       return finishCommit(tx, about, { id: sessionId, threadId, revision, appended, turn: turn ?? null });
@@ -138,6 +147,8 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
   },
 };
 
+const countOf = (ids: string[]) => new Set(ids.map((id) => id.toLowerCase())).size;
+
 const sizeOf = (session: Session) => Session.encode(session).finish().length;
 
 async function save(tx: TenantTx, upsert: Upsert): Promise<SavedRow> {
@@ -146,24 +157,16 @@ async function save(tx: TenantTx, upsert: Upsert): Promise<SavedRow> {
   return saved;
 }
 
-async function append(tx: TenantTx, messages: Append): Promise<AppendedRow[]> {
-  if (messages.messages.length === 0) return [];
-  const appended = await appendMessages(tx.step, messages);
-  if (appended.length === 0) throw await whyNotAppended(tx.step, messages);
+async function appendAll(tx: TenantTx, append: Append): Promise<AppendedRow[]> {
+  if (append.messages.length === 0) return [];
+  const appended = await appendMessages(tx.step, append);
+  if (appended.length === 0) throw await whyNotAppended(tx.step, append);
   return appended;
 }
 
 /** The field of a turn's request that stands for one of a session. */
 const asPatch = (field: string) =>
   field.replace(/^session\.state/, 'state_patch').replace(/^session\.summary_refs/, 'summaries');
-
-/** The seqs of the named messages, which must all be in the thread. */
-async function seqsOf(tx: TenantTx, threadId: string, messageIds: string[]): Promise<number[]> {
-  if (messageIds.length === 0) return [];
-  const found = await findMessages(tx.step, threadId, messageIds);
-  if (found.length < new Set(messageIds.map((id) => id.toLowerCase())).size) throw notFound('message');
-  return found.map((message) => message.seq);
-}
 
 /** The request's session as an upsert of it would be, under the tenant's policy. */
 function upsertOf(

@@ -1,13 +1,16 @@
-import { type Logger, pino } from 'pino';
+import { type DestinationStream, type Logger, pino } from 'pino';
+
+export const stdout = (how: { sync: boolean; minLength?: number; periodicFlush?: number }) =>
+  pino.destination({ dest: 1, ...how });
 
 /**
- * JSON lines on stdout, unless at once written in batches: a write for each call would stop the event loop whenever
- * whoever reads is slow. A batch waits at most 200 ms, and what is left is written when the process ends, also by an error
- * that nobody caught.
+ * In batches, as a write for each call would stop the event loop whenever whoever reads is slow. A batch waits at most 200
+ * ms, and what is left is written when the process ends, also by an error that nobody caught.
  */
-export function createLog(level: string, atOnce = false): Logger {
-  const behind = { sync: false, minLength: 16_000, periodicFlush: 200 };
-  const stdout = pino.destination({ dest: 1, ...(atOnce ? { sync: true } : behind) });
+const behind = () => stdout({ sync: false, minLength: 16_000, periodicFlush: 200 });
+
+/** JSON lines. */
+export function createLog(level: string, to: DestinationStream = behind()): Logger {
   return pino(
     {
       level,
@@ -15,7 +18,7 @@ export function createLog(level: string, atOnce = false): Logger {
       timestamp: isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    stdout,
+    to,
   );
 }
 

@@ -46,6 +46,8 @@ export interface RunningServer {
   readonly metricsPort: number;
   readonly kernel: Kernel;
   readonly metrics: Metrics;
+  /** Why calls cannot be served, or undefined. */
+  fault(): string | undefined;
   /** Drains and ends. May be called again. */
   stop(): Promise<void>;
 }
@@ -95,7 +97,10 @@ export async function startServer(config: Config, features: Features, log: Logge
     undo.push(() => transport.drain(0));
     let endpoint: Endpoint | undefined;
     if (config.metricsPort !== undefined) {
-      endpoint = await serveMetrics(config.metricsHost, config.metricsPort, metrics.registry, health);
+      endpoint = await serveMetrics(config.metricsHost, config.metricsPort, {
+        metrics: () => metrics.registry.metrics(),
+        fault: async () => health.fault,
+      });
       undo.push(() => endpoint?.close());
     }
     const background = await features.background?.(deps).catch((error: Error) => {
@@ -122,7 +127,8 @@ export async function startServer(config: Config, features: Features, log: Logge
       stopped ??= drain();
       return stopped;
     };
-    return { host: config.host, port, metricsPort: endpoint?.port ?? 0, kernel, metrics, stop };
+    const fault = () => health.fault;
+    return { host: config.host, port, metricsPort: endpoint?.port ?? 0, kernel, metrics, fault, stop };
   } catch (error) {
     for (const step of undo.reverse()) await step();
     throw error;

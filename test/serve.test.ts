@@ -152,6 +152,13 @@ describe('serve', function () {
     expect(await run.ended).to.equal(130);
   });
 
+  it('tells once why none of its workers can start', async () => {
+    const run = serve(['--auth', 'trusted', '--key-file', join(folder, 'none'), '--workers', '3']);
+    expect(await run.ended).to.equal(1);
+    expect(run.err().trimEnd().split('\n')).to.have.length(1);
+    expect(run.err()).to.match(/^memoryd: --key-file: there is no file/);
+  });
+
   it('takes only clients that show a certificate of its CA', async function () {
     const pki = await certificates(folder).catch(() => this.skip());
     const tls = ['--tls-cert', pki.cert, '--tls-key', pki.key, '--tls-client-ca', pki.ca];

@@ -7,7 +7,7 @@ import { addKey } from '../db/keyring.ts';
 import { migrate } from '../db/migrate.ts';
 import { startPostgres } from '../dev/postgres.ts';
 import { features } from '../features.ts';
-import { createLog } from '../log.ts';
+import { createLog, stdout } from '../log.ts';
 import { withClient } from '../preflight.ts';
 import { startServer } from '../server.ts';
 import { endOnUncaught, untilSignal } from './run.ts';
@@ -19,7 +19,7 @@ export async function dev(data: string, options: Parameters<typeof makeConfig>[1
   makeConfig(undefined, options); // refuses what cannot be before anything is started
   const folder = resolve(data);
   const say = (line: string) => console.log(line);
-  const log = createLog(options?.logLevel ?? 'info', true);
+  const log = createLog(options?.logLevel ?? 'info', stdout({ sync: true }));
   endOnUncaught(log);
 
   const postgres = await startPostgres({ folder, say });

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import type { makeConfig } from '../config.ts';
+import type { Config, makeConfig } from '../config.ts';
 import { addSettings, configOf } from './options.ts';
 
 type Options = NonNullable<Parameters<typeof makeConfig>[1]>;
@@ -8,6 +8,7 @@ export function serveCommand(): Command {
   const command = new Command('serve').description('Serves on a migrated database.');
   return addSettings(command, false).action(async (options: Options) => {
     const config = configOf(options);
+    if (config.workers > 1) return serveWithWorkers(config);
     const [{ startServer }, { features }, { createLog }, { endOnUncaught, untilSignal }] = await Promise.all([
       import('../server.ts'),
       import('../features.ts'),
@@ -28,11 +29,18 @@ export function serveCommand(): Command {
   });
 }
 
+/** The same command runs in each of the processes. */
+async function serveWithWorkers(config: Config): Promise<void> {
+  const { default: cluster } = await import('node:cluster');
+  if (cluster.isPrimary) return (await import('./workers.ts')).superviseWorkers(config);
+  return (await import('./worker.ts')).serveAsWorker(config);
+}
+
 export function devCommand(): Command {
   const command = new Command('dev')
     .description('Serves with a Postgres of its own, whose data are kept in a folder, and with tenants to try.')
     .option('--data <folder>', 'Folder of the database and the keys.', '.memoryd');
-  return addSettings(command, true, ['keyFile', 'directDatabaseUrl']).action(
+  return addSettings(command, true, ['keyFile', 'directDatabaseUrl', 'workers']).action(
     async (options: Options & { data: string }) => {
       const { dev } = await import('./dev.ts');
       await dev(options.data, options);

@@ -1,8 +1,14 @@
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { Registry } from 'prom-client';
-import type { Health } from './health.ts';
+import { Registry } from 'prom-client';
 import { listenFault } from './transport.ts';
+
+/** What is told about: one server, or several. */
+export interface Watched {
+  metrics(): Promise<string>;
+  /** Why calls cannot be served, or undefined. */
+  fault(): Promise<string | undefined>;
+}
 
 export interface Endpoint {
   readonly port: number;
@@ -10,7 +16,7 @@ export interface Endpoint {
 }
 
 /** The HTTP port for machines that watch this one: `/metrics` for Prometheus, `/livez` and `/readyz` for Kubernetes. */
-export async function serveMetrics(host: string, port: number, registry: Registry, health: Health): Promise<Endpoint> {
+export async function serveMetrics(host: string, port: number, watched: Watched): Promise<Endpoint> {
   const server = createServer(async (request, response) => {
     const answer = (code: number, body: string, type = 'text/plain; charset=utf-8') =>
       response.writeHead(code, { 'content-type': type }).end(request.method === 'HEAD' ? undefined : body);
@@ -18,11 +24,13 @@ export async function serveMetrics(host: string, port: number, registry: Registr
     switch (request.url?.split('?')[0]) {
       case '/livez':
         return answer(200, 'ok\n');
-      case '/readyz':
-        return health.fault ? answer(503, `${health.fault}\n`) : answer(200, 'ok\n');
+      case '/readyz': {
+        const fault = await watched.fault();
+        return fault ? answer(503, `${fault}\n`) : answer(200, 'ok\n');
+      }
       case '/metrics':
         try {
-          return answer(200, await registry.metrics(), registry.contentType);
+          return answer(200, await watched.metrics(), Registry.PROMETHEUS_CONTENT_TYPE);
         } catch {
           return answer(500, 'the metrics cannot be collected\n');
         }

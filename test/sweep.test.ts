@@ -186,7 +186,7 @@ describe('the sweep', () => {
     expect(await swept()).to.deep.equal({ bundles: 1 });
   });
 
-  it('runs as a background job beside the calls', async () => {
+  it('runs as a background job beside the calls, also after a process was killed in the middle of it', async () => {
     const { owner, app } = await newDatabase();
     await runSql(owner, `insert into tenants (tenant_id, envs) values ('acme', '{dev}')`);
     await runSql(
@@ -196,7 +196,16 @@ describe('the sweep', () => {
     );
     const working = await startTestServer({ sweepInterval: 60_000 }, undefined, app);
     try {
-      await runSql(owner, `select graphile_worker.add_job('sweep')`);
+      // What a killed process leaves: the job as it was last asked for, locked by who is gone.
+      await runSql(
+        owner,
+        `select graphile_worker.add_job('sweep', job_key := 'sweep', run_at := now() + interval '1 day')`,
+      );
+      await runSql(owner, `update graphile_worker._private_jobs set locked_by = 'gone', locked_at = now()`);
+      await runSql(
+        owner,
+        `select graphile_worker.add_job('sweep', job_key := 'sweep', job_key_mode := 'preserve_run_at')`,
+      );
       await until(async () => (await runSql(owner, 'select from requests')).length === 0);
     } finally {
       await working.stop();

@@ -38,7 +38,7 @@ describe('turns whose backends are killed', () => {
     server = await startTestServer({}, undefined, url.href);
     killer = new pg.Client({ connectionString: ownerUrl() });
     await killer.connect();
-    const kill = 'select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1';
+    const kill = 'select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = $1';
     steps = watchSteps(proxy, () => killer.query(kill, [name]));
   });
   after(async () => {
@@ -185,13 +185,16 @@ describe('turns whose backends are killed', () => {
       for (const step of [commit, commit - 1, commit - 2, commit - 1, commit - 2]) {
         steps.killWith(tenant, step);
         const result = await outcome(await KINDS[kind]!(''));
+        await steps.killed();
         if (result.failure) expect(result.failure).to.include({ code: status.UNAVAILABLE });
         if (result.failure && result.grown.messages === 0) expectNothing(result, 'not at all');
         else expect(result.grown).to.deep.equal(wholes['']);
 
         const call = await KINDS[kind]!(randomUUID());
         steps.killWith(tenant, step);
-        await expectOnce(call, await outcome(call), wholes.once, 'with a request_id');
+        const repeated = await outcome(call);
+        await steps.killed();
+        await expectOnce(call, repeated, wholes.once, 'with a request_id');
       }
     });
 

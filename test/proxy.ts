@@ -39,7 +39,6 @@ export async function startProxy(target: string): Promise<Interposed> {
     };
     for (const socket of [client, upstream]) {
       sockets.add(socket);
-      socket.setNoDelay();
       socket.on('error', cut);
       socket.on('close', () => {
         sockets.delete(socket);

@@ -6,7 +6,10 @@ import { AdminServiceDefinition, AdminServiceService } from './gen/memory/v1/adm
 import { AuditServiceDefinition, AuditServiceService } from './gen/memory/v1/audit_service.ts';
 import { ConversationServiceDefinition, ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
 import { MemoryServiceDefinition, MemoryServiceService } from './gen/memory/v1/memory_service.ts';
+import { ProjectMemoryServiceDefinition, ProjectMemoryServiceService } from './gen/memory/v1/project_memory_service.ts';
 import { startJobs } from './jobs/worker.ts';
+import { memoryHandlers } from './memories/service.ts';
+import { countUses } from './memories/uses.ts';
 import { implement } from './rpc/implement.ts';
 import type { Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
@@ -27,9 +30,11 @@ import { watchSessionHandlers, watchThreadHandlers } from './watch/service.ts';
 
 /** Everything that `serve` and `dev` offer. */
 export const features: Features = {
-  services({ kernel, config }) {
+  services({ kernel, config, atEnd }) {
     const { keyring, members, database, changes } = kernel;
     const watching = watches(database, changes);
+    const uses = countUses(database);
+    atEnd(uses.stop);
     const sessions = sessionHandlers({ keyring, members, sessionKeySeconds: config.sessionKeyTtl / 1000 });
     return [
       implement(
@@ -62,6 +67,7 @@ export const features: Features = {
         },
         turnAccess,
       ),
+      implement(kernel, ProjectMemoryServiceService, ProjectMemoryServiceDefinition, memoryHandlers(uses)),
       implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
       implement(kernel, AuditServiceService, AuditServiceDefinition, auditHandlers),
     ];

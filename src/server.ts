@@ -27,6 +27,8 @@ export interface Deps {
   kernel: Kernel;
   metrics: Metrics;
   log: Logger;
+  /** Has something done when no call is under way any more, while the database is still there. */
+  atEnd(finish: () => Promise<void>): void;
 }
 
 /** What runs beside the calls, until it is told to stop. */
@@ -76,7 +78,8 @@ export async function startServer(config: Config, features: Features, log: Logge
     const openStreams = inFlight(config.maxOpenStreams, 'open streams');
     const metrics = createMetrics(database, calls, openStreams);
     const kernel = kernelOf({ config, database, keyring, authenticate, calls, openStreams, metrics, tracer, log });
-    const deps = { config, kernel, metrics, log };
+    const finishers: (() => Promise<void>)[] = [];
+    const deps = { config, kernel, metrics, log, atEnd: (finish: () => Promise<void>) => void finishers.push(finish) };
 
     const transport = createTransport({ ...config, unknownMethod: metrics.unknownMethod });
     const services = features.services(deps);
@@ -119,7 +122,7 @@ export async function startServer(config: Config, features: Features, log: Logge
         openStreams.idle(),
         new Promise((resolve) => setTimeout(resolve, config.drainTimeout).unref()),
       ]);
-      await Promise.all([endpoint?.close(), tracer?.stop()]);
+      await Promise.all([endpoint?.close(), tracer?.stop(), ...finishers.map((finish) => finish())]);
       await database.close();
     }
     let stopped: Promise<void> | undefined;

@@ -134,6 +134,14 @@ describe('audit', () => {
       action: 'threads.delete',
       resource: 'threads/t',
     }));
+    const key = { projectId: 'atlas', key: 'fact' };
+    const put = await change(client.project.putMemory, { ...key, value: SECRET, metadata: { [SECRET]: 1 } }, (r) => ({
+      action: 'memories.put',
+      resource: `projects/atlas/memories/${r.memory!.id}`,
+    }));
+    const ofMemory = (action: string) => () => ({ action, resource: `projects/atlas/memories/${put.memory!.id}` });
+    await change(client.project.restoreMemory, { ...key, version: 1 }, ofMemory('memories.restore'));
+    await change(client.project.deleteMemory, key, ofMemory('memories.delete'));
     const byAdmin = (action: string) => () => ({ action, actor: 'admin', userId: 'admin', resource: 'members/new' });
     const member = { member: { userId: 'new', role: Member_Role.MEMBER } };
     await change(admin.putMember, member, byAdmin('members.put'), as('admin'));

@@ -9,13 +9,13 @@ import { pino } from 'pino';
 import type { RunningServer } from '../src/server.ts';
 import { addMembers, ask, dump, expectNothingOf } from './fixtures/answers.ts';
 import { type Marks, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
-import { type Access, PROBES } from './fixtures/probes.ts';
+import { type Access, namesOfNothing, PROBES } from './fixtures/probes.ts';
 import { RPCS } from './fixtures/rpcs.ts';
 import { type Clients, connect, headersOf, metadataOf, newTenant, startTestServer, useOwnDatabase } from './support.ts';
 
 const ISSUER = 'https://issuer.example';
 const AUDIENCE = 'memoryd';
-const { OK, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED } = status;
+const { ABORTED, OK, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED } = status;
 
 interface Attack {
   token: string;
@@ -144,6 +144,7 @@ describe('isolation by tokens', () => {
         headers: { 'x-user-id': '' },
         code: {
           member: UNAUTHENTICATED,
+          shared: UNAUTHENTICATED,
           userless: PERMISSION_DENIED,
           handoff: PERMISSION_DENIED,
           admin: OK,
@@ -162,7 +163,7 @@ describe('isolation by tokens', () => {
     for (const rpc of RPCS) {
       const { access, probes } = PROBES[rpc.name]!;
       // One that makes nothing which a later one finds.
-      const probe = probes.find(({ answer }) => answer === NOT_FOUND) ?? probes[0]!;
+      const probe = probes.find(({ answer }) => answer === NOT_FOUND || answer === ABORTED) ?? probes[0]!;
       for (const [who, { token, headers, code }] of Object.entries(attacks)) {
         // What operators and admins may do for real is not for here.
         const expected = code[access] ?? code.else ?? probe.answer;
@@ -170,7 +171,8 @@ describe('isolation by tokens', () => {
         const what = `${rpc.name} by ${who}`;
         const metadata = metadataOf(Object.fromEntries(Object.entries(headers!).filter(([, value]) => value)));
         if (token) metadata.set('authorization', `Bearer ${token}`);
-        const request = probe.request(victim);
+        // What members share is theirs as well: of it they try what is not there.
+        const request = probe.request(access === 'shared' ? namesOfNothing() : victim);
         const answer = await ask(client, rpc, request, metadata);
         expect(status[answer.code], `${what}: ${answer.message}`).to.equal(status[expected]);
         // A caller's own refused attempts are told to it, with the ids that it tried.

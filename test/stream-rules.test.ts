@@ -184,28 +184,25 @@ describe('streamed messages among others', () => {
   });
 
   it('are written without rewriting: 100 kB in 2,000 chunks', async () => {
+    const stats = async () => {
+      const [row] = await tenantSql(tenant, 'select pg_current_wal_lsn() - $1::pg_lsn as wal', ['0/0']);
+      return Number(row.wal);
+    };
     const own = stream(client, headers, { threadId: 't', clientId: 'c' });
     await own.opened();
-    const version = () =>
-      tenantSql(tenant, 'select xmin::text, ctid::text, octet_length(content) as length from messages');
-    const before = await version();
-    for (let i = 1; i <= 2000; i++) {
-      own.chunk('x'.repeat(50));
-      if (i % 400 === 0) await own.acked(i * 50);
-    }
-    expect(await version(), 'the row is left alone until the end').to.deep.equal(before);
-    const [told] = await tenantSql(
-      tenant,
-      'select count(*)::int as n, sum(octet_length(text))::int as bytes from thread_events e where kind = 1',
-    );
-    expect(told.bytes).to.equal(100_000);
-    expect(told.n, 'chunks that come together are stored together').to.be.within(5, 200);
+    const before = await stats();
+    for (let i = 0; i < 2000; i++) own.chunk('x'.repeat(50));
+    await own.acked(100_000);
     own.finish();
     await own.finished();
-    // Then the text is in the message alone, and the events keep their places in it.
-    const after = await tenantSql(tenant, 'select text, byte_length from thread_events where kind = 1');
-    expect(after.map(({ text }) => text)).to.deep.equal(after.map(() => null));
-    expect(after.reduce((sum, { byte_length: length }) => sum + length, 0)).to.equal(100_000);
+    // Other test files write meanwhile: far less than a text that is rewritten with each chunk, which is 100 MB.
+    expect((await stats()) - before).to.be.lessThan(30e6);
+    const rows = await tenantSql(
+      tenant,
+      'select count(*)::int as n, sum(byte_length)::int as bytes from thread_events where kind = 1',
+    );
+    expect(rows[0].bytes).to.equal(100_000);
+    expect(rows[0].n, 'chunks that come together are stored together').to.be.lessThan(200);
   });
 
   it('are taken in no faster than they are stored', async () => {

@@ -17,7 +17,7 @@ import {
   until,
 } from './support.ts';
 
-const KINDS = ['bundles', 'handoffs', 'messages', 'requests', 'session_keys', 'sessions', 'tombstones'];
+const KINDS = ['bundles', 'handoffs', 'memories', 'messages', 'requests', 'session_keys', 'sessions', 'tombstones'];
 const TABLES = [
   'sessions',
   'session_keys',
@@ -26,6 +26,8 @@ const TABLES = [
   'bundles',
   'bundle_forwards',
   'handoffs',
+  'memories',
+  'memory_versions',
   'requests',
 ];
 
@@ -82,6 +84,7 @@ describe('the sweep', () => {
     });
     const [handoff] = (await client.memory.pullHandoffs({ destination: name }, service())).handoffs;
     await client.memory.ackHandoff({ handoffId: handoff!.id, leaseToken: handoff!.leaseToken }, service());
+    await client.project.putMemory({ projectId: 'plans', key: name, value: name });
     return { sessionId: session!.id, bundleId: forwarded.bundle!.id, handoffId: forwarded.handoffId };
   }
 
@@ -90,6 +93,7 @@ describe('the sweep', () => {
     const { sessionId } = await plant('deleted');
     await sql(`update sessions set expire_time = now() + interval '1 hour' where end_time is null`);
     await sql(`update bundles set expire_time = now() + interval '1 hour'`);
+    await sql(`update memories set expire_time = now() + interval '1 hour'`);
     await sql(`update handoffs set ack_time = now() - interval '6 days 23 hours'`);
     await sql(`update requests set create_time = now() - interval '23 hours'`);
     await client.memory.endSession({ sessionId: (await plant('ended')).sessionId });
@@ -98,7 +102,7 @@ describe('the sweep', () => {
     await sql(`update sessions set delete_time = now() - interval '29 days' where delete_time is not null`);
     await sql(`update threads set delete_time = now() - interval '29 days' where delete_time is not null`);
     const pending = Object.values(await stats()).filter((stat) => stat.kind !== 'messages');
-    expect(pending.map((stat) => [stat.sweptCount, stat.pendingCount])).to.deep.equal(Array(6).fill([0, 0]));
+    expect(pending.map((stat) => [stat.sweptCount, stat.pendingCount])).to.deep.equal(Array(7).fill([0, 0]));
     await sweepAll();
     expect(await swept()).to.deep.equal({ messages: 3 });
     // The deleted session keeps its row, but not its key.
@@ -118,13 +122,23 @@ describe('the sweep', () => {
     await sql('update sessions set expire_time = now() where id = $1', [due.sessionId]);
     await sql('update session_keys set expire_time = now() where session_id = $1', [keyed.sessionId]);
     await sql('update bundles set expire_time = now() where id = $1', [due.bundleId]);
+    await sql(`update memories set expire_time = now() where key = 'due'`);
     await sql(`update handoffs set ack_time = now() - interval '7 days 1 second' where id = $1`, [keyed.handoffId]);
     await sql(`update requests set create_time = now() - interval '24 hours 1 second' where result::text like $1`, [
       `%${due.sessionId}%`,
     ]);
     await client.conversation.deleteThread({ threadId: 'due' });
     await sql(`update threads set delete_time = now() - interval '30 days 1 second' where delete_time is not null`);
-    const expected = { bundles: 1, handoffs: 1, messages: 3, requests: 1, session_keys: 1, sessions: 1, tombstones: 1 };
+    const expected = {
+      bundles: 1,
+      handoffs: 1,
+      memories: 1,
+      messages: 3,
+      requests: 1,
+      session_keys: 1,
+      sessions: 1,
+      tombstones: 1,
+    };
     for (const [kind, { pendingCount, sweptCount }] of Object.entries(await stats())) {
       expect(pendingCount + sweptCount, kind).to.equal(expected[kind as keyof typeof expected]);
     }
@@ -142,6 +156,8 @@ describe('the sweep', () => {
       bundles: planted.bundles! - 1,
       bundle_forwards: planted.bundle_forwards! - 1,
       handoffs: before.handoffs!,
+      memories: planted.memories! - 1,
+      memory_versions: planted.memory_versions! - 1,
       requests: planted.requests! - 1,
     });
   });

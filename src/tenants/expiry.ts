@@ -20,6 +20,7 @@ const OF_DROPPED =
 const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
   { kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },
+  { kind: 'memories', table: 'memories', due: 'expire_time <= now() and delete_time is null' },
   { kind: 'messages', table: 'messages', due: OF_DROPPED },
   { kind: 'requests', table: 'requests', due: `create_time <= now() - interval '24 hours'` },
   { kind: 'session_keys', table: 'session_keys', due: 'expire_time <= now()' },
@@ -30,6 +31,7 @@ const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
     batch: SESSION_BATCH,
   },
   { kind: 'messages', table: 'thread_events', due: OF_DROPPED },
+  { kind: 'tombstones', table: 'memories', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'sessions', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'threads', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
 ];

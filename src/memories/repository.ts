@@ -1,0 +1,274 @@
+import { v7 as uuidv7 } from 'uuid';
+import { audited, requested } from '../db/change.ts';
+import { change, json, pointRead, query } from '../db/statement.ts';
+import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
+import { Memory, MemoryVersion } from '../gen/memory/v1/project_memory.ts';
+import { deleted, etagMismatch, notFound, type RpcError } from '../rpc/errors.ts';
+import { etagOf } from '../rpc/validate.ts';
+import type { JsonObject } from '../wire/struct.ts';
+
+const KEPT_VERSIONS = 100;
+
+/** A memory that was neither deleted nor has expired. */
+const live = (row: string) =>
+  `${row}.delete_time is null and (${row}.expire_time is null or ${row}.expire_time > now())`;
+
+const COLUMNS = 'id, project_id, key, version, create_time, update_time, expire_time, created_by, updated_by';
+const COLUMNS_OF_M = COLUMNS.replace(/\b(?=\w+(,|$))/g, 'm.');
+
+/** What the server makes of a memory: all but the value and the metadata. */
+export interface SavedRow {
+  id: string;
+  projectId: string;
+  key: string;
+  version: number;
+  createTime: Timestamp;
+  updateTime: Timestamp;
+  expireTime: Timestamp | null;
+  createdBy: string;
+  updatedBy: string;
+}
+
+export interface MemoryRow extends SavedRow {
+  value: string;
+  metadata: JsonObject;
+  lastAccessTime: Timestamp | null;
+  accessCount: number;
+  useTime: Timestamp;
+  byteSize: number;
+}
+
+type Content = Pick<MemoryRow, 'value' | 'metadata'>;
+
+export function memoryFromRow(row: SavedRow & Content & Partial<MemoryRow>): Memory {
+  const { expireTime, lastAccessTime, ...rest } = row;
+  return Memory.fromPartial({
+    ...rest,
+    expireTime: expireTime ?? undefined,
+    lastAccessTime: lastAccessTime ?? undefined,
+    etag: etagOf(row.version),
+  } as object);
+}
+
+/** The CTEs that store the content of a CTE `saved`, a new version of a memory, and forget the oldest. */
+const VERSIONED = `pruned as (
+    delete from memory_versions v using saved
+    where v.tenant_id = $1 and v.env = $2 and v.memory_id = saved.id and v.version <= saved.version - ${KEPT_VERSIONS}
+    returning 1
+  ), used as (
+    insert into memory_uses as u (tenant_id, env, memory_id, project_id, use_time)
+    select $1, $2, id, project_id, update_time from saved
+    on conflict (tenant_id, env, memory_id) do update set use_time = greatest(u.use_time, excluded.use_time)
+    returning 1
+  )`;
+
+const about = {
+  resource: `'projects/' || project_id || '/memories/' || id`,
+  metadata: `jsonb_build_object('version', version)`,
+};
+
+// One that has expired has the key until it is swept: it goes in a statement before.
+const RETIRE = query(`
+  delete from memories
+  where tenant_id = $1 and env = $2 and project_id = $4 and key = $5 and delete_time is null and expire_time <= now()`);
+
+const PUT = change<SavedRow & { created: boolean }>(`
+  with saved as (
+    insert into memories as m (tenant_id, env, id, project_id, key, version, create_time, update_time, expire_time, created_by, updated_by)
+    select $1, $2, $11::uuid, $12::text, $13::text, 1, c.at, c.at, coalesce($16::timestamptz, c.at + make_interval(secs => $17::float8)), $3, $3
+    from (select clock_timestamp() as at) c
+    where $18::bigint is null or exists (
+      select from memories m where m.tenant_id = $1 and m.env = $2 and m.project_id = $12 and m.key = $13 and ${live('m')})
+    on conflict (tenant_id, env, project_id, key) where delete_time is null
+    do update set version = m.version + 1, update_time = greatest(m.update_time, excluded.update_time),
+      expire_time = excluded.expire_time, updated_by = excluded.updated_by
+    where (m.expire_time is null or m.expire_time > excluded.update_time) and ($18 is null or m.version = $18)
+    returning ${COLUMNS_OF_M}, m.version = 1 as created
+  ), content as (
+    insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, create_time, created_by)
+    select $1, $2, id, version, $14::text, $15::jsonb, update_time, $3 from saved
+    returning 1
+  ), ${VERSIONED}, ${audited('memories.put', 'saved', about)}, ${requested('saved')}
+  select * from saved`);
+
+export interface Put {
+  projectId: string;
+  key: string;
+  value: string;
+  metadata: JsonObject;
+  expireTime?: string | undefined;
+  ttlSeconds?: number | undefined;
+  /** The version that the stored memory must have. */
+  version?: number | undefined;
+}
+
+/** Gives no rows if it refused: see {@link whyNotSaved}. */
+export async function putMemory(tx: TenantTx, put: Put): Promise<(SavedRow & { created: boolean })[]> {
+  const { projectId, key, value, metadata, expireTime, ttlSeconds, version } = put;
+  await tx.query(RETIRE, [projectId, key]);
+  return tx.final(PUT, [uuidv7(), projectId, key, value, json(metadata), expireTime, ttlSeconds, version]);
+}
+
+const RESTORE = change<SavedRow & { restored: number }>(`
+  with wanted as (
+    select v.memory_id, v.value, v.metadata, v.version from memories m
+    join memory_versions v on v.tenant_id = $1 and v.env = $2 and v.memory_id = m.id and v.version = $13::bigint
+    where m.tenant_id = $1 and m.env = $2 and m.project_id = $11 and m.key = $12 and ${live('m')}
+  ), saved as (
+    update memories m set version = m.version + 1, update_time = greatest(m.update_time, clock_timestamp()), updated_by = $3
+    from wanted
+    where m.tenant_id = $1 and m.env = $2 and m.id = wanted.memory_id and ${live('m')} and ($14::bigint is null or m.version = $14)
+    returning ${COLUMNS_OF_M}
+  ), content as (
+    insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, restored_version, create_time, created_by)
+    select $1, $2, saved.id, saved.version, wanted.value, wanted.metadata, wanted.version, saved.update_time, $3 from saved, wanted
+    returning 1
+  ), ${VERSIONED}, ${audited('memories.restore', 'saved', about)}, ${requested('saved')}
+  select * from saved`);
+
+/** Gives no rows if it refused: see {@link whyNotSaved}. */
+export async function restoreMemory(
+  tx: TenantTx,
+  { projectId, key }: Key,
+  from: number,
+  version: number | undefined,
+): Promise<SavedRow[]> {
+  return tx.final(RESTORE, [projectId, key, from, version]);
+}
+
+const DELETE = change<{ id: string }>(`
+  with gone as (
+    update memories m set delete_time = clock_timestamp()
+    where m.tenant_id = $1 and m.env = $2 and m.project_id = $11 and m.key = $12 and ${live('m')}
+      and ($13::bigint is null or m.version = $13)
+    returning m.id, m.project_id, m.version
+  ), emptied as (
+    delete from memory_versions v using gone where v.tenant_id = $1 and v.env = $2 and v.memory_id = gone.id
+    returning 1
+  ), unused as (
+    delete from memory_uses u using gone where u.tenant_id = $1 and u.env = $2 and u.memory_id = gone.id
+    returning 1
+  ), ${audited('memories.delete', 'gone', about)}, ${requested('gone')}
+  select id from gone`);
+
+export interface Key {
+  projectId: string;
+  key: string;
+}
+
+/** Gives no rows if it refused: see {@link whyNotSaved}. */
+export async function deleteMemory(tx: TenantTx, { projectId, key }: Key, version: number | undefined) {
+  return tx.final(DELETE, [projectId, key, version]);
+}
+
+const STATE = pointRead<{ version: number; deleted: boolean; there: boolean }>(`
+  select m.version, m.delete_time is not null as deleted, ${live('m')} as there from memories m
+  where m.tenant_id = $1 and m.env = $2 and m.project_id = $4 and m.key = $5
+  order by m.delete_time desc nulls first limit 1`);
+
+/** Why nothing was put: only an etag can be in the way, that of a memory which is not there, too. */
+export async function whyNotPut(db: TenantDb, { projectId, key }: Key): Promise<RpcError> {
+  const [state] = await db.query(STATE, [projectId, key]);
+  return etagMismatch(state?.there ? etagOf(state.version) : '');
+}
+
+/** Why a write found no memory to change. */
+export async function whyNotSaved(
+  db: TenantDb,
+  { projectId, key }: Key,
+  version: number | undefined,
+): Promise<RpcError> {
+  const [state] = await db.query(STATE, [projectId, key]);
+  if (state?.there && version !== undefined && version !== state.version) return etagMismatch(etagOf(state.version));
+  return state?.there ? notFound('version') : missing(state);
+}
+
+const missing = (state: { deleted: boolean } | undefined) => (state?.deleted ? deleted('memory') : notFound('memory'));
+
+const READ = `select ${COLUMNS_OF_M}, v.value, v.metadata, v.byte_size, u.use_time, u.last_access_time, u.access_count`;
+const JOINED = `join memory_versions v on v.tenant_id = $1 and v.env = $2 and v.memory_id = m.id and v.version = m.version`;
+
+const GET = pointRead<MemoryRow>(`
+  ${READ} from memories m ${JOINED}
+  join memory_uses u on u.tenant_id = $1 and u.env = $2 and u.memory_id = m.id
+  where m.tenant_id = $1 and m.env = $2 and m.project_id = $4 and m.key = $5 and ${live('m')}`);
+
+export async function getMemory(db: TenantDb, { projectId, key }: Key): Promise<MemoryRow> {
+  const [row] = await db.query(GET, [projectId, key]);
+  if (row) return row;
+  const [state] = await db.query(STATE, [projectId, key]);
+  throw missing(state);
+}
+
+// Past 1 MiB the values are not read; what a row adds is told without them.
+const LIST = query<MemoryRow>(`
+  ${READ} from (
+    select u.*, sum(v.byte_size) over (order by u.use_time desc, u.memory_id desc rows unbounded preceding) as running
+    from (
+      select u.* from memory_uses u
+      join memories m on m.tenant_id = $1 and m.env = $2 and m.id = u.memory_id and ${live('m')} and starts_with(m.key, $5)
+      where u.tenant_id = $1 and u.env = $2 and u.project_id = $4
+        and ($6::jsonb is null or exists (
+          select from memory_versions v
+          where v.tenant_id = $1 and v.env = $2 and v.memory_id = m.id and v.version = m.version and v.metadata @> $6))
+        and ($7::timestamptz is null or (u.use_time, u.memory_id) < ($7, $8::uuid))
+      order by u.use_time desc, u.memory_id desc limit $9::int
+    ) u
+    join memories m on m.tenant_id = $1 and m.env = $2 and m.id = u.memory_id ${JOINED}
+  ) u
+  join memories m on m.tenant_id = $1 and m.env = $2 and m.id = u.memory_id ${JOINED}
+  where u.running - v.byte_size <= 1048576
+  order by u.use_time desc, u.memory_id desc`);
+
+export async function listMemories(
+  db: TenantDb,
+  filter: { projectId: string; keyPrefix: string; metadataFilter: JsonObject | undefined },
+  after: string[] | undefined,
+  limit: number,
+): Promise<MemoryRow[]> {
+  const { projectId, keyPrefix, metadataFilter } = filter;
+  return db.query(LIST, [projectId, keyPrefix, json(metadataFilter), after?.[0], after?.[1], limit]);
+}
+
+export interface VersionRow extends Content {
+  version: number;
+  restoredVersion: number;
+  createTime: Timestamp;
+  createdBy: string;
+  byteSize: number;
+}
+
+const LIST_VERSIONS = pointRead<VersionRow>(`
+  select version, value, metadata, restored_version, create_time, created_by, byte_size from (
+    select v.*, sum(v.byte_size) over (order by v.version desc rows unbounded preceding) as running
+    from (
+      select v.* from memory_versions v
+      where v.tenant_id = $1 and v.env = $2 and v.version < coalesce($6::bigint, 9223372036854775807) and v.memory_id = (
+        select m.id from memories m where m.tenant_id = $1 and m.env = $2 and m.project_id = $4 and m.key = $5 and ${live('m')})
+      order by v.version desc limit $7::int
+    ) v
+  ) v
+  where running - byte_size <= 1048576
+  order by version desc`);
+
+export async function listVersions(
+  db: TenantDb,
+  { projectId, key }: Key,
+  after: string | undefined,
+  limit: number,
+): Promise<VersionRow[]> {
+  return db.query(LIST_VERSIONS, [projectId, key, after, limit]);
+}
+
+const CONTENT = pointRead<Content>(`
+  select value, metadata from memory_versions where tenant_id = $1 and env = $2 and memory_id = $4::uuid and version = $5::bigint`);
+
+/** What a memory held at a version. */
+export async function contentAt(db: TenantDb, { id, version }: SavedRow): Promise<Content> {
+  const [content] = await db.query(CONTENT, [id, version]);
+  if (!content) throw deleted('memory'); // since, or it is a replay after a hundred other versions
+  return content;
+}
+
+export const versionFromRow = (row: VersionRow): MemoryVersion => MemoryVersion.fromPartial(row as object);

@@ -2,7 +2,17 @@ import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import { PinnedRef_Kind } from '../src/gen/memory/v1/session.ts';
 import type { RunningServer } from '../src/server.ts';
-import { type Clients, connect, failure, headersOf, newTenant, rowCounts, startTestServer } from './support.ts';
+import {
+  type Clients,
+  connect,
+  failure,
+  headersOf,
+  newTenant,
+  ownerUrl,
+  rowCounts,
+  runSql,
+  startTestServer,
+} from './support.ts';
 
 describe('session changes', () => {
   let server: RunningServer;
@@ -95,6 +105,24 @@ describe('session changes', () => {
         expect(Object.keys((replaced as any)[field])).to.deep.equal(['b']);
         expect(await refused({ [field]: { a: 'x'.repeat(66_000) } })).to.deep.equal([`session.${field}`]);
       }
+    });
+
+    it('holds a Struct to 64 KiB also when several writers are under it together, each alone', async () => {
+      const outcomes = await Promise.allSettled(many(6, (i) => stored({ state: { [`k${i}`]: 'x'.repeat(25_000) } })));
+      expect(outcomes.filter(({ status }) => status === 'fulfilled')).to.have.length(2);
+      expect(Object.keys((await stored({ title: 'after' })).state!)).to.have.length(2);
+    });
+
+    it('checks nothing of a session at every write that reads a Struct or refs', async () => {
+      const checks = await runSql(
+        ownerUrl(),
+        `select k.conname as name, (
+           select array_agg(format_type(a.atttypid, null)) from unnest(k.conkey) c (attnum)
+           join pg_attribute a on a.attrelid = k.conrelid and a.attnum = c.attnum) as types
+         from pg_constraint k where k.contype = 'c' and k.conrelid = 'sessions'::regclass`,
+      );
+      expect(checks.map(({ name }) => name)).to.include.members(['sessions_state_size', 'sessions_pinned_refs_count']);
+      for (const { name, types } of checks) expect(types, name).to.not.include('jsonb');
     });
 
     it('merges refs by id and removes the named ones', async () => {

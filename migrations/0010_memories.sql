@@ -64,4 +64,4 @@ begin
   end loop;
 end $$;
 
-insert into schema_versions (version, compatible_from) values (10, 7);
+insert into schema_versions (version, compatible_from) values (10, 9);

@@ -34,8 +34,8 @@ export const RULES: Mutant[] = [
   mutant(
     'a turn without messages is committed with a stale token',
     'src/turns/service.ts',
-    'if (messages.length === 0) await requireFence',
-    'if (messages.length > 0) await requireFence',
+    'messages.length > 0 || holdsFence',
+    'messages.length >= 0 || holdsFence',
     'turn-commit',
   ),
   mutant(

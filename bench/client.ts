@@ -19,9 +19,13 @@ export interface Connection {
   close(): void;
 }
 
-/** What the generated clients do, for any method. All that a process calls at an address shares one connection. */
-export function connect(address: string, scope: Scope): Connection {
-  const client = new Client(address, ChannelCredentials.createInsecure());
+/**
+ * What the generated clients do, for any method. All that a process calls at an address shares one connection, unless it asks
+ * for one of its own.
+ */
+export function connect(address: string, scope: Scope, { own = false } = {}): Connection {
+  const options = { 'grpc.use_local_subchannel_pool': own ? 1 : 0 };
+  const client = new Client(address, ChannelCredentials.createInsecure(), options);
   const metadata = metadataOf(scope);
   return {
     call: ({ path, requestSerialize, responseDeserialize }, request) =>

@@ -3,6 +3,7 @@ import { Command } from 'commander';
 import type { Child } from './child.ts';
 import { compareAll } from './compare.ts';
 import { hasPeers, startField } from './field.ts';
+import { idleLine, measureIdleWatches } from './idle.ts';
 import { measureMemory } from './memory.ts';
 import { barsOf, COMPARISONS, MOST, peerBars, peerComparisons, SINGLE } from './plan.ts';
 import { drawing } from './plot.ts';
@@ -23,6 +24,8 @@ const USUAL = {
     { size: 10_000, workers: 16 },
   ],
 };
+/** Threads that are watched while nothing happens. */
+const IDLE_WATCHES = 5000;
 const FULL = { large: 1_000_000, calls: 1_000_000, threads: [...USUAL.threads, { size: 1_000_000, workers: 1 }] };
 
 interface Options {
@@ -77,10 +80,12 @@ async function bench({ quick, full, peers, json, svg, profile }: Options): Promi
     progress(`memory over ${calls.toLocaleString('en')} calls`);
     bars.push(await measureMemory(ours, calls));
     for (const child of children) child.stop();
+    progress(`${IDLE_WATCHES.toLocaleString('en')} idle watches`);
+    const idle = await measureIdleWatches(world, database, IDLE_WATCHES);
     bars.push(...(await startBars(world, database, effort.starts)));
 
-    console.log(`${table(rows)}\n\n${barTable(bars)}`);
-    if (json) await writeFile(json, `${JSON.stringify({ bars, rows: rows.map(roundedRow) }, null, 2)}\n`);
+    console.log(`${table(rows)}\n\n${idleLine(idle)}\n\n${barTable(bars)}`);
+    if (json) await writeFile(json, `${JSON.stringify({ bars, rows: rows.map(roundedRow), idle }, null, 2)}\n`);
     if (svg) await writeFile(svg, drawing(rows));
   } finally {
     await undo();

@@ -40,8 +40,8 @@ export interface Watch {
   read<Page>(after: number, read: (db: TenantDb) => Promise<Page>): Promise<Page>;
   /** That a revision was seen. */
   saw(revision: number): void;
-  /** Resolves when there may be news since the last read began, or after so many milliseconds. */
-  news(ms: number, signal: AbortSignal): Promise<void>;
+  /** Resolves to true when there may be news since the last read began, to false after so many milliseconds without. */
+  news(ms: number, signal: AbortSignal): Promise<boolean>;
   close(): void;
 }
 
@@ -83,7 +83,8 @@ export function watches(database: Database, changes: Changes): Watches {
         }
       }
     } catch {
-      // The database is away, or too slow: the watches themselves tell their clients when they read.
+      // The database is away, or too slow. Who reads now tells its client so, rather than that nothing has happened.
+      for (const subject of subjectsOf(group)) wake(subject);
     }
     group.interval = moved > 0 ? BUSY_MS : Math.min(IDLE_MS, group.interval * SLOWER);
     if (group.users.size > 0) schedule(group);
@@ -148,7 +149,9 @@ export function watches(database: Database, changes: Changes): Watches {
           for (const [resolve, known] of subject.waiting) if (known < revision) resolve();
         },
         news: (ms, signal) =>
-          subject.version > read || subject.revision > seen ? Promise.resolve() : waitFor(subject, seen, ms, signal),
+          subject.version > read || subject.revision > seen
+            ? Promise.resolve(true)
+            : waitFor(subject, seen, ms, signal),
         close() {
           if (!closed) leave(subject);
           closed = true;
@@ -168,7 +171,7 @@ function wake(subject: Subject): void {
   for (const resolve of subject.waiting.keys()) resolve();
 }
 
-function waitFor(subject: Subject, seen: number, ms: number, signal: AbortSignal): Promise<void> {
+function waitFor(subject: Subject, seen: number, ms: number, signal: AbortSignal): Promise<boolean> {
   return new Promise((resolve, reject) => {
     const settle = (how: () => void) => () => {
       clearTimeout(timer);
@@ -176,9 +179,12 @@ function waitFor(subject: Subject, seen: number, ms: number, signal: AbortSignal
       subject.waiting.delete(woken);
       how();
     };
-    const woken = settle(resolve);
+    const woken = settle(() => resolve(true));
     const abort = settle(() => reject(new Interrupted('the call is over')));
-    const timer = setTimeout(woken, ms);
+    const timer = setTimeout(
+      settle(() => resolve(false)),
+      ms,
+    );
     signal.addEventListener('abort', abort);
     subject.waiting.set(woken, seen);
     if (signal.aborted) abort();

@@ -28,7 +28,7 @@ function bookmarks() {
       due = performance.now() + BOOKMARK_MS;
       return true;
     },
-    left: () => due - performance.now(),
+    left: () => Math.max(0, due - performance.now()),
   };
 }
 
@@ -58,8 +58,9 @@ export const watchThreadHandlers = (
         }
         if (isOver(page)) return;
         if (position < page.head) continue;
-        if (due.isDue()) yield { event: bookmark(position) };
-        await watch.news(due.left(), call.limits.signal!);
+        do {
+          if (due.isDue()) yield { event: bookmark(position) };
+        } while (!(await watch.news(due.left(), call.limits.signal!)));
       }
     } finally {
       watch.close();
@@ -97,8 +98,9 @@ export const watchSessionHandlers = (
           due.told();
         }
         if (found.endTime) return yield ended(position, SessionEnded_Reason.ENDED);
-        if (due.isDue()) yield { revision: position, event: { $case: 'bookmark', value: {} } };
-        await watch.news(due.left(), call.limits.signal!);
+        do {
+          if (due.isDue()) yield { revision: position, event: { $case: 'bookmark', value: {} } };
+        } while (!(await watch.news(due.left(), call.limits.signal!)));
       }
     } finally {
       watch.close();

@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
 import { DURABILITY } from './durability.ts';
 import { ISOLATION } from './isolation.ts';
+import { LIVE } from './live.ts';
 import type { Mutant } from './mutant.ts';
 import { RULES } from './rules.ts';
 
@@ -151,7 +152,7 @@ function show({ mutant, caught, how, ms }: Verdict): void {
 }
 
 const words = process.argv.slice(2);
-const all = [...ISOLATION, ...DURABILITY, ...RULES];
+const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));
 const verdicts: Verdict[] = [];

@@ -40,7 +40,7 @@ export const crash: Scenario = {
 };
 
 /** Kills, and starts again what was killed. */
-async function kill(
+export async function kill(
   arena: Arena,
   postgres: Postgres,
   servers: ServerProcess[],

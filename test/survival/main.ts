@@ -6,13 +6,14 @@ import { crash } from './crash.ts';
 import { history } from './history.ts';
 import { hostile } from './hostile.ts';
 import { leaks } from './leaks.ts';
+import { live } from './live.ts';
 import { network } from './network.ts';
 import { overload } from './overload.ts';
 import { rolling } from './rolling.ts';
 import type { Figures, Scenario } from './scenario.ts';
 import { upgrade } from './upgrade.ts';
 
-const SCENARIOS: Scenario[] = [crash, network, history, hostile, overload, leaks, upgrade, rolling];
+const SCENARIOS: Scenario[] = [crash, network, history, live, hostile, overload, leaks, upgrade, rolling];
 
 /** How much longer than its time a scenario may take before it counts as hung. */
 const GRACE_MS = 60_000;

@@ -1,0 +1,96 @@
+import { type Mutant, mutant } from './mutant.ts';
+
+/** Bugs in what streams store, in what watches tell, in what is removed and in what is found. */
+export const LIVE: Mutant[] = [
+  mutant(
+    'a stream that was taken over goes on storing',
+    'src/streams/repository.ts',
+    's.message_id = $11::uuid and s.writer = $12::uuid',
+    's.message_id = $11::uuid and $12::uuid is not null',
+    'streams',
+  ),
+  mutant(
+    'a batch is stored wherever the text has come to meanwhile',
+    'src/streams/repository.ts',
+    's.byte_length = $15::int and',
+    '$15::int >= 0 and',
+    'live-model',
+  ),
+  mutant(
+    'a chunk may start anywhere',
+    'src/streams/frames.ts',
+    `if (frame.$case === 'chunk' && frame.value.offset !== expected) throw offsetMismatch(expected);`,
+    '',
+    'streams',
+  ),
+  mutant(
+    'what a broken stream had not stored yet is acknowledged as stored',
+    'src/streams/service.ts',
+    'stream.stored += Buffer.byteLength(pending);',
+    'stream.stored += Buffer.byteLength(pending) + 1;',
+    'streams',
+  ),
+  mutant(
+    'a broken stream stays STREAMING',
+    'src/streams/service.ts',
+    'if (!stream.over) await interrupt',
+    'if (false) await interrupt',
+    'streams',
+  ),
+  mutant(
+    'the streams of a killed server are never found',
+    'src/streams/janitor.ts',
+    'for (const row of rows) await interruptAll',
+    'for (const row of rows.slice(0, 0)) await interruptAll',
+    'stream-rules',
+  ),
+  mutant(
+    'a watch forgets the events between two pages',
+    'src/watch/feed.ts',
+    'const end = all ? head : events.at(-1)!.revision!;',
+    'const end = head;',
+    'watch',
+  ),
+  mutant(
+    'a watch tells messages by their seq alone, as if there were no other events',
+    'src/watch/feed.ts',
+    'let seq = anchorSeq + position - anchorRevision;',
+    'let seq = position;',
+    'watch',
+  ),
+  mutant(
+    'news of another server are never asked for',
+    'src/watch/poller.ts',
+    'if (group.users.size > 0) schedule(group);',
+    '',
+    'watch-servers',
+  ),
+  mutant(
+    'a member who is removed watches on',
+    'src/rpc/implement.ts',
+    'if (Date.now() - admitted > ADMISSION_MS) {',
+    'if (false) {',
+    'watch-servers',
+  ),
+  mutant(
+    'a deleted message keeps its text',
+    'src/threads/removal.ts',
+    `update messages m set content = '', metadata = null,`,
+    'update messages m set metadata = null,',
+    'removal',
+  ),
+  mutant(
+    'a cleared history keeps its turns',
+    'src/threads/removal.ts',
+    `\${wipedContexts('cleared')}, \${wipedTurns('cleared')},`,
+    `\${wipedContexts('cleared')},`,
+    'clear',
+  ),
+  mutant(
+    'a message that is being streamed is taken for a whole one',
+    'src/threads/repository.ts',
+    '${m}.delete_time is null and ${m}.state <> ${MessageState.STREAMING}',
+    '${m}.delete_time is null',
+    'stream-rules',
+  ),
+];

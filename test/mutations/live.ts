@@ -45,10 +45,10 @@ export const LIVE: Mutant[] = [
     'stream-rules',
   ),
   mutant(
-    'a watch forgets the events between two pages',
+    'a watch from before a clear is not told of it',
     'src/watch/feed.ts',
-    'const end = all ? head : events.at(-1)!.revision!;',
-    'const end = head;',
+    'if (after < baseRevision) {',
+    'if (after < 0) {',
     'watch',
   ),
   mutant(

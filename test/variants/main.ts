@@ -133,6 +133,7 @@ async function startPostgres15(program: string, folder: string): Promise<Running
   const [data, secret] = [join(folder, 'data'), join(folder, 'password')];
   await writeSecret(secret, `${password}\n`, as);
   const given = ['-D', data, '-U', 'memoryd', '--pwfile', secret, '-A', 'scram-sha-256', '-E', 'UTF8', '--no-sync'];
+  given.push('--locale=C.UTF-8'); // else it folds the case of no letter but ASCII's
   const options = { ...as, cwd: folder, env: { ...process.env, LC_ALL: 'C' } };
   await output(join(dirname(program), 'initdb'), given, options);
   const port = await freePort();

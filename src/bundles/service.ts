@@ -1,11 +1,11 @@
-import { secondsOf, timestampText } from '../db/statement.ts';
+import { secondsOf } from '../db/statement.ts';
 import type { ForwardBundleRequest, MemoryServiceService } from '../gen/memory/v1/memory_service.ts';
 import type { MessageSelection } from '../gen/memory/v1/message.ts';
 import type { Access } from '../rpc/access.ts';
 import { notFound } from '../rpc/errors.ts';
 import { SCOPES } from '../rpc/identity.ts';
 import type { Handlers } from '../rpc/implement.ts';
-import { Check } from '../rpc/validate.ts';
+import { Check, expiryOf } from '../rpc/validate.ts';
 import { checkMessage } from '../threads/message.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import { ackHandoff, handoffsOf, pullHandoffs, whyNotAcked } from './handoffs.ts';
@@ -39,14 +39,12 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
-    const { expiration } = request;
     const source = {
       sourceThreadId: request.sourceThreadId,
       sourceProjectId: request.sourceProjectId,
       selection: request.selection!,
       tokenCounts: await inlineTokens(request.selection!),
-      expireTime: expiration?.$case === 'expireTime' ? timestampText(expiration.value) : undefined,
-      ttlSeconds: expiration?.$case === 'ttl' ? secondsOf(expiration.value) : undefined,
+      ...expiryOf(request.expiration),
     };
     const [row] = await call.change(request, async (tx) => {
       const saved = await saveBundle(tx, source);

@@ -51,7 +51,7 @@ export function memoryFromRow(row: SavedRow & Content & Partial<MemoryRow>): Mem
   } as object);
 }
 
-/** The CTEs that store the content of a CTE `saved`, a new version of a memory, and forget the oldest. */
+/** The CTEs that go with a CTE `saved`, a new version of a memory: the oldest version is forgotten, and the use noted. */
 const VERSIONED = `pruned as (
     delete from memory_versions v using saved
     where v.tenant_id = $1 and v.env = $2 and v.memory_id = saved.id and v.version <= saved.version - ${KEPT_VERSIONS}

@@ -1,7 +1,7 @@
-import { secondsOf, timestampText } from '../db/statement.ts';
+import { timestampText } from '../db/statement.ts';
 import type { ProjectMemoryServiceService } from '../gen/memory/v1/project_memory_service.ts';
 import type { Handlers } from '../rpc/implement.ts';
-import { Check, revisionOf } from '../rpc/validate.ts';
+import { Check, expiryOf, revisionOf } from '../rpc/validate.ts';
 import {
   contentAt,
   deleteMemory,
@@ -37,12 +37,11 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
-    const { expiration, metadata = {} } = request;
+    const { metadata = {} } = request;
     const put = {
       ...request,
       metadata,
-      expireTime: expiration?.$case === 'expireTime' ? timestampText(expiration.value) : undefined,
-      ttlSeconds: expiration?.$case === 'ttl' ? secondsOf(expiration.value) : undefined,
+      ...expiryOf(request.expiration),
       version: revisionOf(request.etag),
     };
     const [row] = await call.change(request, async (tx) => {

@@ -1,4 +1,4 @@
-import { secondsOf } from '../db/statement.ts';
+import { secondsOf, timestampText } from '../db/statement.ts';
 import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { JsonObject } from '../wire/struct.ts';
@@ -22,6 +22,15 @@ export function textFault(value: string, min: number, max: number): string | und
   if (!value.isWellFormed()) return 'contains a lone surrogate';
   return undefined;
 }
+
+/** When something is to expire, as requests say it. */
+export type Expiration = { $case: 'expireTime'; value: Timestamp } | { $case: 'ttl'; value: Duration } | undefined;
+
+/** The same as parameters of a statement. */
+export const expiryOf = (expiration: Expiration) => ({
+  expireTime: expiration?.$case === 'expireTime' ? timestampText(expiration.value) : undefined,
+  ttlSeconds: expiration?.$case === 'ttl' ? secondsOf(expiration.value) : undefined,
+});
 
 /** Collects every violation of a request, to refuse it once with all of them. Fields are named as in the proto. */
 export class Check {
@@ -115,7 +124,7 @@ export class Check {
     this.that(valid, field, `not from ${minSeconds} to ${maxSeconds} seconds`);
   }
 
-  expiration(value: { $case: 'expireTime'; value: Timestamp } | { $case: 'ttl'; value: Duration } | undefined): void {
+  expiration(value: Expiration): void {
     if (value?.$case === 'expireTime' && this.time('expire_time', value.value)) {
       this.that(value.value.seconds * 1000 + value.value.nanos / 1e6 > Date.now(), 'expire_time', 'not in the future');
     }

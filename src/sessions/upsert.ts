@@ -2,6 +2,7 @@ import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
 import { change, json } from '../db/statement.ts';
 import type { TenantTx } from '../db/transaction.ts';
+import { STUBBED } from '../projects/stub.ts';
 import type { SessionChange } from './change.ts';
 import { COLUMNS_OF_S, LAST_SEQ, LIVE, type SavedRow } from './repository.ts';
 
@@ -116,7 +117,7 @@ const UPSERT_BY_KEY = change<SavedRow>(`
     select $1, $2, $3, 1, true from saved where $27
     on conflict do nothing
     returning 1
-  ), ${KEYS}, ${AUDIT}, ${requested('saved')}
+  ), ${STUBBED}, ${KEYS}, ${AUDIT}, ${requested('saved')}
   select * from saved`);
 
 const UPDATE_BY_ID = change<SavedRow>(`

@@ -11,10 +11,10 @@ import {
 } from '../src/gen/memory/v1/conversation_service.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import type { RunningServer } from '../src/server.ts';
-import { type Clients, connect, failure, headersOf, newTenant, startTestServer, tenantSql } from './support.ts';
+import { type Clients, connect, failure, headersOf, newTenant, startTestServer, tenantSql, until } from './support.ts';
 
-const { PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES } = ContextSection;
-const ALL = [PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES];
+const { PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
+const ALL = [PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES];
 
 /** The tokens of texts, each counted for itself. */
 const tokens = (...texts: (string | undefined)[]) =>
@@ -45,6 +45,7 @@ function countOf(context: Context): Map<ContextSection, number> {
         tokens(turn?.plannerReasoning, turn?.reflection),
     ],
     [MESSAGES, tokens(...messages.map((message) => message.content))],
+    [MEMORIES, tokens(...context.memories.flatMap((memory) => [memory.key, memory.value]))],
   ]);
 }
 
@@ -148,7 +149,11 @@ describe('context', () => {
 
   /** A session with something in each section, and 30 messages of 4 tokens. */
   const fullSession = async (count = 30) => {
+    const projectId = randomUUID();
+    for (const key of ['style.guide', 'build', 'fiscal year'])
+      await client.project.putMemory({ projectId, key, value: `what is known of the ${key}`, metadata: { key } });
     const session = await sessionWith({
+      projectId,
       preferences: { tone: 'dry', languages: ['cs', 'en'] },
       pinnedRefs: pinned,
       summaryRefs: [summary('old', 5), summary('new', 20), summary('middle', 10)],
@@ -187,6 +192,7 @@ describe('context', () => {
     expect(context.sessionContext!.filesAccessed).to.deep.equal(['src/b.ts', 'src/a.ts']);
     expect(context.sessionContext!.fileImportanceScores.get('src/a.ts')).to.equal(0.5);
     expect(context.sessionContext!.decisions).to.deep.equal([{ text: 'we use Postgres' }]);
+    expect(context.memories.map(({ key }) => key)).to.deep.equal(['style.guide', 'fiscal year', 'build']);
     expect(context.latestTurn).to.deep.include({
       query: 'What is planned for tomorrow?',
       reflection: 'short and right',
@@ -326,6 +332,42 @@ describe('context', () => {
     );
   });
 
+  it("takes memories of the session's project: those referenced last first, then those used last", async () => {
+    const projectId = randomUUID();
+    const put = (key: string, value = 'known', rest: object = {}) =>
+      client.project.putMemory({ projectId, key, value, ...rest });
+    for (let i = 0; i < 25; i++) await put(`fact ${i}`);
+    await client.project.putMemory({ projectId: 'elsewhere', key: 'fact 0', value: 'of another project' });
+    await put('gone');
+    await put('late');
+    const session = await sessionWith({ projectId });
+    for (const key of ['fact 3', 'gone', 'never was', 'late', 'fact 7', 'fact 3'])
+      await touch(session.id, ['memoryReference', { key }]);
+    await client.project.deleteMemory({ projectId, key: 'gone' });
+    await tenantSql(tenant, `update memories set expire_time = clock_timestamp() where key = 'late'`);
+    const keys = async (options: DeepPartial<ContextOptions> = {}, id = session.id) =>
+      (await contextOf(id, { include: [MEMORIES], ...options })).memories.map((memory) => memory.key);
+
+    const used = Array.from({ length: 17 }, (_, i) => `fact ${24 - i}`);
+    expect(await keys()).to.deep.equal(['fact 3', 'fact 7', ...used, 'fact 6']);
+    const budgets = [{ section: MEMORIES, maxTokens: tokens('fact 3', 'known', 'fact 7', 'known') }];
+    expect(await keys({ budgets })).to.deep.equal(['fact 3', 'fact 7']);
+    const first = { key: 'fact 1', projectId };
+    await client.project.getMemory(first);
+    await until(async () => (await client.project.getMemory(first)).memory!.accessCount >= 1);
+    expect((await keys())[2]).to.equal('fact 1');
+    expect((await client.project.getMemory({ projectId, key: 'fact 7' })).memory!.accessCount, 'by context').to.equal(
+      0,
+    );
+
+    await put('large', 'x'.repeat(64 * 1024));
+    await put('small', 'y');
+    expect((await keys()).slice(0, 4)).to.deep.equal(['fact 3', 'fact 7', 'small', 'large']);
+    for (let i = 0; i < 4; i++) await put(`larger ${i}`, 'x'.repeat(64 * 1024));
+    expect(await keys(), 'at most 256 KiB').to.deep.equal(['fact 3', 'fact 7', 'larger 3', 'larger 2', 'larger 1']);
+    expect(await keys({}, (await sessionWith()).id)).to.deep.equal([]);
+  });
+
   it('counts messages that were stored without a count, and stores nothing', async () => {
     const session = await sessionWith();
     await say(
@@ -367,7 +409,7 @@ describe('context', () => {
       ['max_tokens', { limit: atMost(0) }],
       ['max_tokens', { limit: atMost(1_000_001) }],
       ['include[0]', { include: [0] }],
-      ['include[1]', { include: [1, 7] }],
+      ['include[1]', { include: [1, 99] }],
       ['budgets[0].section', { budgets: [{ section: 0, maxTokens: 1 }] }],
       ['budgets[0].max_tokens', { budgets: [{ section: 1, maxTokens: -1 }] }],
       ['budgets[1].section', { budgets: [1, 1].map((section) => ({ section, maxTokens: 1 })) }],

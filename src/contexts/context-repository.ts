@@ -1,5 +1,7 @@
 import { pointRead, query } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
+import { relevantMemories } from '../memories/relevant.ts';
+import type { MemoryRow } from '../memories/repository.ts';
 import { deleted, notFound } from '../rpc/errors.ts';
 import { type MessageRow, settled } from '../threads/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
@@ -17,6 +19,7 @@ export interface ContextRow extends AppendedRow {
   latestTurn: Record<string, unknown> | null;
   /** Of the thread's messages; null if there are none. */
   firstSeq: number | null;
+  memories?: MemoryRow[];
 }
 
 // $5 names the sections that are wanted.
@@ -106,7 +109,7 @@ export interface NewestLimits {
   bytes: number;
 }
 
-/** What a context is made of. The two statements are sent at once. */
+/** What a context is made of. The statements are sent at once. */
 export async function readMaterial(
   db: TenantDb,
   sessionId: string,
@@ -116,11 +119,12 @@ export async function readMaterial(
   const { rows, tokens, bytes } = newest;
   // Many of them would keep the calls waiting whose reads share the connection.
   const statement = rows <= 100 || tokens <= 50_000 ? FEW : MANY;
-  const [[context], messages] = await Promise.all([
+  const [[context], messages, memories] = await Promise.all([
     db.query(CONTEXT, [sessionId, wanted]),
     wanted.includes('messages') ? db.query(statement, [sessionId, rows, tokens, bytes]) : [],
+    wanted.includes('memories') ? relevantMemories(db, sessionId) : undefined,
   ]);
   if (!context) throw notFound('session');
   if (context.deleted) throw deleted('session');
-  return { context, messages };
+  return { context: { ...context, memories }, messages };
 }

@@ -34,6 +34,7 @@ const SECTIONS: [ContextSection, string][] = [
   [ContextSection.SESSION_CONTEXT, 'session_context'],
   [ContextSection.LATEST_TURN, 'latest_turn'],
   [ContextSection.MESSAGES, 'messages'],
+  [ContextSection.MEMORIES, 'memories'],
 ];
 
 export const contextReadHandlers: Pick<Handlers<typeof ConversationServiceService>, 'getContext' | 'countTokens'> = {

@@ -3,6 +3,7 @@ import type { SessionContext } from '../gen/memory/v1/context.ts';
 import { type Context, ContextSection } from '../gen/memory/v1/conversation_service.ts';
 import { PinnedRef, SummaryRef } from '../gen/memory/v1/session.ts';
 import { Turn } from '../gen/memory/v1/turn.ts';
+import { type MemoryRow, memoryFromRow } from '../memories/repository.ts';
 import { turnFromRow } from '../turns/repository.ts';
 import { type JsonObject, Struct } from '../wire/struct.ts';
 import type { ContextRow } from './context-repository.ts';
@@ -33,6 +34,7 @@ export function partsOf(row: ContextRow): Map<ContextSection, Part[]> {
   if (row.summaryRefs) parts.set(ContextSection.SUMMARIES, summariesOf(row).map(summaryPart));
   if (row.live) parts.set(ContextSection.SESSION_CONTEXT, digestParts(contextFromRow(row)));
   if (row.latestTurn) parts.set(ContextSection.LATEST_TURN, turnParts(turnFromRow(rowFromJson(row.latestTurn))));
+  if (row.memories) parts.set(ContextSection.MEMORIES, row.memories.map(memoryPart));
   return parts;
 }
 
@@ -105,6 +107,13 @@ function digestParts(live: SessionContext): Part[] {
     ...live.savedMemories.map((memory) => part([memory.key], (context) => digest(context).savedMemories.push(memory))),
     ...live.recentSearches.map((query) => part([query], (context) => digest(context).recentSearches.push(query))),
   ];
+}
+
+function memoryPart(row: MemoryRow): Part {
+  const { projectId, createdBy, updatedBy, metadata } = row;
+  const ids = [projectId, createdBy, updatedBy].reduce((sum, id) => sum + Buffer.byteLength(id), 0);
+  const put = (context: Context) => context.memories.push(memoryFromRow(row));
+  return part([row.key, row.value], put, ids + Struct.encode(metadata).finish().length);
 }
 
 const nonEmpty = (texts: (string | undefined)[]): string[] => texts.filter((text): text is string => Boolean(text));

@@ -11,7 +11,7 @@ import type { JsonObject } from '../wire/struct.ts';
 const KEPT_VERSIONS = 100;
 
 /** A memory that was neither deleted nor has expired. */
-const live = (row: string) =>
+export const live = (row: string) =>
   `${row}.delete_time is null and (${row}.expire_time is null or ${row}.expire_time > now())`;
 
 const COLUMNS = 'id, project_id, key, version, create_time, update_time, expire_time, created_by, updated_by';
@@ -186,8 +186,9 @@ export async function whyNotSaved(
 
 const missing = (state: { deleted: boolean } | undefined) => (state?.deleted ? deleted('memory') : notFound('memory'));
 
-const READ = `select ${COLUMNS_OF_M}, v.value, v.metadata, v.byte_size, u.use_time, u.last_access_time, u.access_count`;
-const JOINED = `join memory_versions v on v.tenant_id = $1 and v.env = $2 and v.memory_id = m.id and v.version = m.version`;
+/** Columns of a {@link MemoryRow}, of m (memories), v ({@link JOINED}) and u (memory_uses). */
+export const READ = `select ${COLUMNS_OF_M}, v.value, v.metadata, v.byte_size, u.use_time, u.last_access_time, u.access_count`;
+export const JOINED = `join memory_versions v on v.tenant_id = $1 and v.env = $2 and v.memory_id = m.id and v.version = m.version`;
 
 const GET = pointRead<MemoryRow>(`
   ${READ} from memories m ${JOINED}

@@ -53,9 +53,9 @@ export interface Decision {
   text: string;
 }
 
-/** A reference to a project memory. */
+/** A reference to a memory of the session's project. GetContext looks for it by its key, and passes over one that is not there. */
 export interface MemoryReference {
-  /** Optional. The memory's id, a UUID. */
+  /** Optional. The id that the memory had, a UUID. */
   memoryId: string;
   /** Required. The memory's key, 1 to 256 characters. */
   key: string;

@@ -27,6 +27,7 @@ import { Duration } from "../../google/protobuf/duration.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, MessageRole, Thread } from "./message.ts";
+import { Memory } from "./project_memory.ts";
 import { PinnedRef, Session, SummaryRef } from "./session.ts";
 import { ThreadEvent } from "./thread_event.ts";
 import { SessionTaskData, Turn, TurnLease, TurnReport } from "./turn.ts";
@@ -51,6 +52,11 @@ export const ContextSection = {
   LATEST_TURN: 5,
   /** MESSAGES - The newest messages. */
   MESSAGES: 6,
+  /**
+   * MEMORIES - Memories of the session's project: those that the session references, then those that were used last, at most 20 and
+   * 256 KiB. None if the session has no project.
+   */
+  MEMORIES: 7,
 } as const;
 
 export type ContextSection = typeof ContextSection[keyof typeof ContextSection];
@@ -63,6 +69,7 @@ export namespace ContextSection {
   export type SESSION_CONTEXT = typeof ContextSection.SESSION_CONTEXT;
   export type LATEST_TURN = typeof ContextSection.LATEST_TURN;
   export type MESSAGES = typeof ContextSection.MESSAGES;
+  export type MEMORIES = typeof ContextSection.MEMORIES;
 }
 
 /** The request of AppendMessages. */
@@ -687,6 +694,8 @@ export interface Context {
   sections: SectionCount[];
   /** What was left out, and why. Empty if nothing was. */
   truncated: Truncation[];
+  /** Memories of the session's project, the most relevant first. It does not count as an access. */
+  memories: Memory[];
 }
 
 /** The tokens of a section. */
@@ -4953,6 +4962,7 @@ function createBaseContext(): Context {
     tokenCount: 0,
     sections: [],
     truncated: [],
+    memories: [],
   };
 }
 
@@ -4984,6 +4994,9 @@ export const Context: MessageFns<Context> = {
     }
     for (const v of message.truncated) {
       Truncation.encode(v!, writer.uint32(74).fork()).join();
+    }
+    for (const v of message.memories) {
+      Memory.encode(v!, writer.uint32(82).fork()).join();
     }
     return writer;
   },
@@ -5073,6 +5086,14 @@ export const Context: MessageFns<Context> = {
             message.truncated.push(Truncation.decode(reader, reader.uint32()));
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.memories.push(Memory.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5103,6 +5124,7 @@ export const Context: MessageFns<Context> = {
     message.tokenCount = object.tokenCount ?? 0;
     message.sections = object.sections?.map((e) => SectionCount.fromPartial(e)) || [];
     message.truncated = object.truncated?.map((e) => Truncation.fromPartial(e)) || [];
+    message.memories = object.memories?.map((e) => Memory.fromPartial(e)) || [];
     return message;
   },
 };

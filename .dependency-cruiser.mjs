@@ -22,7 +22,7 @@ export default {
       name: 'features-stand-on-the-kernels',
       severity: 'error',
       from: { path: `^src/(${FEATURES})/` },
-      to: { path: '^src/', pathNot: `^src/(rpc|db|gen|wire|${FEATURES})/` },
+      to: { path: '^src/', pathNot: `^src/(rpc|db|gen|wire|snapshots|${FEATURES})/` },
     },
     {
       name: 'no-service-of-another-feature',
@@ -35,6 +35,12 @@ export default {
       severity: 'error',
       from: { path: '^src/(gen|wire)/' },
       to: { path: '^src/', pathNot: '^src/(gen|wire)/' },
+    },
+    {
+      name: 'snapshots-are-a-library',
+      severity: 'error',
+      from: { path: '^src/snapshots/' },
+      to: { path: '^src/', pathNot: '^src/(snapshots|errors)' },
     },
     { name: 'nothing-imports-main', severity: 'error', from: {}, to: { path: '^src/main' } },
     {

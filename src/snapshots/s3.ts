@@ -1,0 +1,107 @@
+import {
+  GetObjectCommand,
+  HeadObjectCommand,
+  ListObjectsV2Command,
+  S3Client,
+  S3ServiceException,
+} from '@aws-sdk/client-s3';
+import { Upload } from '@aws-sdk/lib-storage';
+import { UserError } from '../errors.ts';
+import { isFinal, type SnapshotFile, type Store, StoreError } from './store.ts';
+
+/** From this size on a file is sent in parts, each of which is retried by itself. */
+const PART_BYTES = 8 * 1024 * 1024;
+
+// Refusals that pass by themselves, whatever their status says.
+const PASSING = new Set(['RequestTimeout', 'ExpiredToken', 'ExpiredTokenException', 'RequestTimeTooSkewed']);
+
+/** A bucket of S3, or of what speaks its protocol. Credentials and region come from where the AWS tools look for them. */
+export function openS3(url: URL): Store {
+  const bucket = url.hostname;
+  const prefix = url.pathname.slice(1).replace(/(?<=[^/])$/, '/');
+  const parameters = url.searchParams;
+  const pathStyle = parameters.get('force-path-style') ?? 'false';
+  if (!['true', 'false'].includes(pathStyle)) throw new UserError('force-path-style is neither true nor false');
+  const [endpoint, region] = [parameters.get('endpoint'), parameters.get('region')];
+  const client = new S3Client({
+    ...(endpoint && { endpoint }),
+    ...(region && { region }),
+    forcePathStyle: pathStyle === 'true',
+    requestHandler: { connectionTimeout: 10_000, requestTimeout: 60_000, throwOnRequestTimeout: true },
+  });
+  const keyOf = (folder: string, name: string) => `${prefix}${folder}/${name}`;
+
+  /** A writer who may not look is told 403: it then writes, the same bytes as may be there. */
+  async function isThere(Key: string, { bytes, sha256 }: SnapshotFile, abortSignal: AbortSignal): Promise<boolean> {
+    const head = new HeadObjectCommand({ Bucket: bucket, Key });
+    const found = await client.send(head, { abortSignal }).catch((error) => {
+      if ([403, 404].includes(statusOf(error) ?? 0)) return undefined;
+      throw error;
+    });
+    if (!found) return false;
+    if (found.Metadata?.sha256 === sha256 && found.ContentLength === bytes.length) return true;
+    throw new StoreError(`s3://${bucket}/${Key} holds something else`, true);
+  }
+
+  return {
+    put: (folder, file, signal) =>
+      telling(async () => {
+        const Key = keyOf(folder, file.name);
+        if (await isThere(Key, file, signal)) return `s3://${bucket}/${Key}`;
+        const { bytes, sha256 } = file;
+        // Each part's checksum, or that of the whole, is sent along, so that the store refuses what broke on the way.
+        const upload = new Upload({
+          client,
+          partSize: PART_BYTES,
+          queueSize: 2,
+          params: {
+            Bucket: bucket,
+            Key,
+            Body: bytes,
+            ChecksumAlgorithm: 'SHA256',
+            ContentType: 'application/x-tar',
+            Metadata: { sha256 },
+          },
+        });
+        const abort = () => void upload.abort();
+        signal.addEventListener('abort', abort);
+        try {
+          await upload.done();
+        } finally {
+          signal.removeEventListener('abort', abort);
+        }
+        return `s3://${bucket}/${Key}`;
+      }),
+    get: (folder, name) =>
+      telling(async () => {
+        const { Body } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: keyOf(folder, name) }));
+        return Buffer.from(await Body!.transformToByteArray());
+      }),
+    list: (folder) =>
+      telling(async () => {
+        const Prefix = keyOf(folder, '');
+        const names: string[] = [];
+        for (let ContinuationToken: string | undefined; ; ) {
+          const page = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix, ContinuationToken }));
+          names.push(...(page.Contents ?? []).map(({ Key = '' }) => Key.slice(Prefix.length)));
+          ContinuationToken = page.NextContinuationToken;
+          if (!ContinuationToken) return names;
+        }
+      }),
+  };
+}
+
+const statusOf = (error: unknown): number | undefined =>
+  error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;
+
+async function telling<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof StoreError) throw error;
+    const { name, code } = error as { name: string; code?: string };
+    const status = statusOf(error);
+    const permanent = status !== undefined && isFinal(status) && !PASSING.has(name);
+    throw new StoreError(`S3: ${status ?? 'no answer'} ${code ?? name}`, permanent, error);
+  }
+}

@@ -6,10 +6,12 @@ import { AdminServiceDefinition, AdminServiceService } from './gen/memory/v1/adm
 import { AuditServiceDefinition, AuditServiceService } from './gen/memory/v1/audit_service.ts';
 import { ConversationServiceDefinition, ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
 import { MemoryServiceDefinition, MemoryServiceService } from './gen/memory/v1/memory_service.ts';
+import { ProfileServiceDefinition, ProfileServiceService } from './gen/memory/v1/profile_service.ts';
 import { ProjectMemoryServiceDefinition, ProjectMemoryServiceService } from './gen/memory/v1/project_memory_service.ts';
 import { startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
 import { countUses } from './memories/uses.ts';
+import { profileHandlers } from './profiles/service.ts';
 import { implement } from './rpc/implement.ts';
 import type { Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
@@ -68,6 +70,7 @@ export const features: Features = {
         turnAccess,
       ),
       implement(kernel, ProjectMemoryServiceService, ProjectMemoryServiceDefinition, memoryHandlers(uses)),
+      implement(kernel, ProfileServiceService, ProfileServiceDefinition, profileHandlers),
       implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
       implement(kernel, AuditServiceService, AuditServiceDefinition, auditHandlers),
     ];

@@ -128,6 +128,12 @@ describe('audit', () => {
       resource: 'threads/s',
       sessionId: id,
     }));
+    const person = { name: SECRET, email: `${SECRET}@example.com`, preferences: { [SECRET]: SECRET } };
+    await change(client.profile.updateProfile, { profile: person, sessionId: id }, () => ({
+      action: 'profiles.update',
+      resource: 'profiles/user',
+      sessionId: id,
+    }));
     await change(memory.endSession, { sessionId: id }, ofSession('sessions.end'));
     await change(memory.deleteSession, { sessionId: id }, ofSession('sessions.delete'));
     await change(conversation.deleteThread, { threadId: 't' }, () => ({

@@ -3,8 +3,8 @@ import fc from 'fast-check';
 import { assemble, type Limits, type Material } from '../src/contexts/assemble.ts';
 import { ContextSection } from '../src/gen/memory/v1/conversation_service.ts';
 
-const { PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
-const OTHERS = [PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MEMORIES];
+const { PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
+const OTHERS = [PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MEMORIES];
 const ALL = [...OTHERS, MESSAGES];
 
 describe('what a context keeps', () => {

@@ -11,10 +11,21 @@ import {
 } from '../src/gen/memory/v1/conversation_service.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import type { RunningServer } from '../src/server.ts';
-import { type Clients, connect, failure, headersOf, newTenant, startTestServer, tenantSql, until } from './support.ts';
+import {
+  type Clients,
+  connect,
+  failure,
+  headersOf,
+  metadataOf,
+  newTenant,
+  startTestServer,
+  tenantSql,
+  until,
+} from './support.ts';
 
-const { PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
-const ALL = [PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES];
+const { PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
+const OF_SESSION = [PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES];
+const ALL = [...OF_SESSION, PROFILE];
 
 /** The tokens of texts, each counted for itself. */
 const tokens = (...texts: (string | undefined)[]) =>
@@ -22,11 +33,17 @@ const tokens = (...texts: (string | undefined)[]) =>
 
 /** What the sections of a context hold, by the rule of docs/decisions.md. */
 function countOf(context: Context): Map<ContextSection, number> {
-  const { preferences, pinnedRefs, summaries, sessionContext: touched, latestTurn: turn, messages } = context;
+  const { preferences, pinnedRefs, summaries, sessionContext: touched, latestTurn: turn, messages, profile } = context;
   const tasks = turn?.tasks.flatMap((task) => [task.id, task.type, task.status, ...task.dependsOn]) ?? [];
   const results = turn?.results.flatMap((result) => [result.taskId, result.payloadJson.toString()]) ?? [];
   return new Map([
     [PREFERENCES, preferences ? tokens(JSON.stringify(preferences)) : 0],
+    [
+      PROFILE,
+      tokens(profile?.name, profile?.email, profile?.phone, ...Object.values(profile?.address ?? {})) +
+        tokens(...(profile?.products ?? []), ...(profile?.services ?? [])) +
+        tokens(...Object.entries(profile?.preferences ?? {}).map(([key, value]) => JSON.stringify({ [key]: value }))),
+    ],
     [PINNED, tokens(...pinnedRefs.flatMap((ref) => [ref.text, ref.uri]))],
     [SUMMARIES, tokens(...summaries.flatMap((ref) => [ref.text, ref.uri]))],
     [
@@ -78,7 +95,7 @@ describe('context', () => {
 
   before(async () => {
     server = await startTestServer();
-    tenant = await newTenant(['user'], { pii: 3 });
+    tenant = await newTenant(['user', 'nobody', 'jana'], { pii: 3 });
     client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
   });
   after(async () => {
@@ -205,7 +222,9 @@ describe('context', () => {
   });
 
   it('returns an empty context of an empty session', async () => {
-    const context = await contextOf((await sessionWith()).id);
+    const own = metadataOf(headersOf(tenant, 'nobody'));
+    const { session } = await client.memory.upsertSession({ session: { surfaceId: 'web' } }, own);
+    const { context } = await client.conversation.getContext({ sessionId: session!.id }, own);
     const empty = ALL.map((section) => ({ section, tokenCount: 0 }));
     expect(context).to.deep.equal({ ...Context.fromPartial({}), sections: empty });
   });
@@ -296,7 +315,37 @@ describe('context', () => {
     const nothing = ALL.map((section) => ({ section, maxTokens: 0 }));
     const none = await contextOf(session.id, { budgets: nothing });
     expect(none.tokenCount).to.equal(0);
-    expect(none.truncated.map(({ section }) => section)).to.include.members(ALL);
+    expect(none.truncated.map(({ section }) => section)).to.include.members(OF_SESSION);
+  });
+
+  it('tells what is known of the person, without where it came from, as far as the budget goes', async () => {
+    const person = {
+      name: 'Jana Nováková',
+      email: 'Jana@example.com',
+      address: { street: 'Dlouhá 5', city: 'Praha', country: 'CZ' },
+      products: ['Solar roof', 'Heat pump'],
+      preferences: { contact: 'by mail', hours: [9, 17] },
+    };
+    const own = metadataOf(headersOf(tenant, 'jana'));
+    const { session } = await client.memory.upsertSession({ session: { surfaceId: 'web' } }, own);
+    await client.profile.updateProfile({ profile: person }, own);
+    const contextWith = async (options: DeepPartial<ContextOptions>) => {
+      const { context } = await client.conversation.getContext({ sessionId: session!.id, options }, own);
+      expectSound(context!, options);
+      return context!;
+    };
+    const { address, ...rest } = person;
+    const whole = (await contextWith({})).profile!;
+    expect(whole).to.deep.include({ ...rest, phone: undefined, services: [], sources: [], revision: 0, etag: '' });
+    expect(whole.address).to.include(address);
+    const include = [PROFILE];
+    const short = await contextWith({ include, budgets: [{ section: PROFILE, maxTokens: 12 }] });
+    expect(short.profile).to.include({ name: person.name, email: person.email, address: undefined });
+    expect(short.truncated).to.have.length(1);
+    expect(short.truncated[0]).to.include({ section: PROFILE, reason: 'SECTION_BUDGET' });
+    await client.profile.updateProfile({ profile: {}, updateMask: ['name', 'email'] }, own);
+    expect((await contextWith({ include })).profile).to.deep.include({ name: undefined, email: undefined });
+    expect((await contextWith({ include: [PINNED] })).profile).to.equal(undefined);
   });
 
   it('is sound whatever is asked for', async () => {

@@ -72,6 +72,7 @@ for (const [version, Client] of [
         'memory.v1.AuditService',
         'memory.v1.ConversationService',
         'memory.v1.MemoryService',
+        'memory.v1.ProfileService',
         'memory.v1.ProjectMemoryService',
       ]);
     });

@@ -19,6 +19,7 @@ import * as adminTypes from '../src/gen/memory/v1/admin_service.ts';
 import * as auditTypes from '../src/gen/memory/v1/audit_service.ts';
 import * as conversationTypes from '../src/gen/memory/v1/conversation_service.ts';
 import * as memoryTypes from '../src/gen/memory/v1/memory_service.ts';
+import * as profileTypes from '../src/gen/memory/v1/profile_service.ts';
 import * as projectTypes from '../src/gen/memory/v1/project_memory_service.ts';
 import { createLog, silentLog } from '../src/log.ts';
 import { type RunningServer, startServer } from '../src/server.ts';
@@ -74,6 +75,7 @@ export interface Clients {
   memory: Promised<memoryTypes.MemoryServiceClient>;
   conversation: Promised<conversationTypes.ConversationServiceClient>;
   project: Promised<projectTypes.ProjectMemoryServiceClient>;
+  profile: Promised<profileTypes.ProfileServiceClient>;
   admin: Promised<adminTypes.AdminServiceClient>;
   audit: Promised<auditTypes.AuditServiceClient>;
   /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. Of a stream the first answer. */
@@ -103,6 +105,7 @@ export function connect(
     memory: new memoryTypes.MemoryServiceClient(address, credentials, { channelOverride }),
     conversation: new conversationTypes.ConversationServiceClient(address, credentials, { channelOverride }),
     project: new projectTypes.ProjectMemoryServiceClient(address, credentials, { channelOverride }),
+    profile: new profileTypes.ProfileServiceClient(address, credentials, { channelOverride }),
     admin: new adminTypes.AdminServiceClient(address, credentials, { channelOverride }),
     audit: new auditTypes.AuditServiceClient(address, credentials, { channelOverride }),
   };
@@ -123,6 +126,7 @@ export function connect(
     memory: promised(all.memory, memoryTypes),
     conversation: promised(all.conversation, conversationTypes),
     project: promised(all.project, projectTypes),
+    profile: promised(all.profile, profileTypes),
     admin: promised(all.admin, adminTypes),
     audit: promised(all.audit, auditTypes),
     raw: (path, bytes, metadata = defaults) =>

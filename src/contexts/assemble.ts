@@ -39,10 +39,10 @@ export interface Plan {
   truncated: { section: ContextSection; leftOut: number; reason: Reason }[];
 }
 
-const { PREFERENCES, PINNED, SUMMARIES, LATEST_TURN, SESSION_CONTEXT, MESSAGES, MEMORIES } = ContextSection;
+const { PREFERENCES, PROFILE, PINNED, SUMMARIES, LATEST_TURN, SESSION_CONTEXT, MESSAGES, MEMORIES } = ContextSection;
 
 /** Who is served first. Messages come last, but half of everything is theirs if they need it. */
-const ORDER = [PREFERENCES, PINNED, SUMMARIES, LATEST_TURN, SESSION_CONTEXT, MEMORIES];
+const ORDER = [PREFERENCES, PROFILE, PINNED, SUMMARIES, LATEST_TURN, SESSION_CONTEXT, MEMORIES];
 const REASONS: Reason[] = ['SUMMARY', 'SECTION_BUDGET', 'MAX_TOKENS', 'LAST_N', 'SIZE'];
 
 const total = (costs: Iterable<Cost>): Cost => {

@@ -2,6 +2,7 @@ import { pointRead, query } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
 import { relevantMemories } from '../memories/relevant.ts';
 import type { MemoryRow } from '../memories/repository.ts';
+import type { Entry } from '../profiles/accumulate.ts';
 import { deleted, notFound } from '../rpc/errors.ts';
 import { type MessageRow, settled } from '../threads/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
@@ -17,6 +18,8 @@ export interface ContextRow extends AppendedRow {
   pinnedRefs: Record<string, unknown>[] | null;
   summaryRefs: Record<string, unknown>[] | null;
   latestTurn: Record<string, unknown> | null;
+  /** The entries of the user's profile. */
+  profile: Entry[] | null;
   /** Of the thread's messages; null if there are none. */
   firstSeq: number | null;
   memories?: MemoryRow[];
@@ -43,6 +46,9 @@ const CONTEXT = pointRead<ContextRow>(`
         order by t.id desc limit 1
       ) t
     ) end as latest_turn,
+    case when 'profile' = any ($5) then coalesce((
+      select p.entries from profiles p where p.tenant_id = $1 and p.env = $2 and p.user_id = $3
+    ), '[]') end as profile,
     case when 'messages' = any ($5) then (
       select m.seq from messages m
       where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and ${settled('m')}

@@ -35,6 +35,7 @@ const SECTIONS: [ContextSection, string][] = [
   [ContextSection.LATEST_TURN, 'latest_turn'],
   [ContextSection.MESSAGES, 'messages'],
   [ContextSection.MEMORIES, 'memories'],
+  [ContextSection.PROFILE, 'profile'],
 ];
 
 export const contextReadHandlers: Pick<Handlers<typeof ConversationServiceService>, 'getContext' | 'countTokens'> = {

@@ -1,9 +1,12 @@
 import { rowFromJson } from '../db/statement.ts';
 import type { SessionContext } from '../gen/memory/v1/context.ts';
 import { type Context, ContextSection } from '../gen/memory/v1/conversation_service.ts';
+import { Profile } from '../gen/memory/v1/profile.ts';
 import { PinnedRef, SummaryRef } from '../gen/memory/v1/session.ts';
 import { Turn } from '../gen/memory/v1/turn.ts';
 import { type MemoryRow, memoryFromRow } from '../memories/repository.ts';
+import { type Entry, itemsOf, LISTS, present, textOf } from '../profiles/accumulate.ts';
+import { profileFields } from '../profiles/fields.ts';
 import { turnFromRow } from '../turns/repository.ts';
 import { type JsonObject, Struct } from '../wire/struct.ts';
 import type { ContextRow } from './context-repository.ts';
@@ -35,6 +38,7 @@ export function partsOf(row: ContextRow): Map<ContextSection, Part[]> {
   if (row.live) parts.set(ContextSection.SESSION_CONTEXT, digestParts(contextFromRow(row)));
   if (row.latestTurn) parts.set(ContextSection.LATEST_TURN, turnParts(turnFromRow(rowFromJson(row.latestTurn))));
   if (row.memories) parts.set(ContextSection.MEMORIES, row.memories.map(memoryPart));
+  if (row.profile) parts.set(ContextSection.PROFILE, profileParts(present(row.profile)));
   return parts;
 }
 
@@ -45,6 +49,35 @@ function preferenceParts(preferences: JsonObject): Part[] {
     context.preferences = preferences;
   };
   return [part([JSON.stringify(preferences)], put, Struct.encode(preferences).finish().length)];
+}
+
+/** The name and how to reach the person first, the address as a whole, then each preference, product and service. */
+function profileParts(entries: Entry[]): Part[] {
+  const profile = (context: Context) => {
+    context.profile ??= Profile.fromPartial({});
+    return context.profile;
+  };
+  const texts = (['name', 'email', 'phone'] as const).flatMap((field) => {
+    const text = textOf(entries, field);
+    return text ? part([text], (context) => Object.assign(profile(context), { [field]: text })) : [];
+  });
+  const { address } = profileFields(entries);
+  const preferences = itemsOf(entries, 'preferences').map(({ item, value }) => {
+    const one = { [item]: value };
+    const put = (context: Context) => {
+      profile(context).preferences = { ...profile(context).preferences, ...one };
+    };
+    return part([JSON.stringify(one)], put, Struct.encode(one).finish().length);
+  });
+  const lists = LISTS.flatMap((field) =>
+    itemsOf(entries, field).map(({ value }) =>
+      part([String(value)], (context) => profile(context)[field].push(String(value))),
+    ),
+  );
+  const living = address
+    ? part(nonEmpty(Object.values(address)), (context) => Object.assign(profile(context), { address }))
+    : [];
+  return [...texts, living, preferences, lists].flat();
 }
 
 /** The newest first. */

@@ -27,6 +27,7 @@ import { Duration } from "../../google/protobuf/duration.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, MessageRole, Thread } from "./message.ts";
+import { Profile } from "./profile.ts";
 import { Memory } from "./project_memory.ts";
 import { PinnedRef, Session, SummaryRef } from "./session.ts";
 import { ThreadEvent } from "./thread_event.ts";
@@ -57,6 +58,8 @@ export const ContextSection = {
    * 256 KiB. None if the session has no project.
    */
   MEMORIES: 7,
+  /** PROFILE - The profile of the session's user, without where its values came from. */
+  PROFILE: 8,
 } as const;
 
 export type ContextSection = typeof ContextSection[keyof typeof ContextSection];
@@ -70,6 +73,7 @@ export namespace ContextSection {
   export type LATEST_TURN = typeof ContextSection.LATEST_TURN;
   export type MESSAGES = typeof ContextSection.MESSAGES;
   export type MEMORIES = typeof ContextSection.MEMORIES;
+  export type PROFILE = typeof ContextSection.PROFILE;
 }
 
 /** The request of AppendMessages. */
@@ -696,6 +700,8 @@ export interface Context {
   truncated: Truncation[];
   /** Memories of the session's project, the most relevant first. It does not count as an access. */
   memories: Memory[];
+  /** What is known of the person, with what fits of it. Absent if nothing is. */
+  profile: Profile | undefined;
 }
 
 /** The tokens of a section. */
@@ -4963,6 +4969,7 @@ function createBaseContext(): Context {
     sections: [],
     truncated: [],
     memories: [],
+    profile: undefined,
   };
 }
 
@@ -4997,6 +5004,9 @@ export const Context: MessageFns<Context> = {
     }
     for (const v of message.memories) {
       Memory.encode(v!, writer.uint32(82).fork()).join();
+    }
+    if (message.profile !== undefined) {
+      Profile.encode(message.profile, writer.uint32(90).fork()).join();
     }
     return writer;
   },
@@ -5094,6 +5104,14 @@ export const Context: MessageFns<Context> = {
             message.memories.push(Memory.decode(reader, reader.uint32()));
             continue;
           }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.profile = Profile.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5125,6 +5143,9 @@ export const Context: MessageFns<Context> = {
     message.sections = object.sections?.map((e) => SectionCount.fromPartial(e)) || [];
     message.truncated = object.truncated?.map((e) => Truncation.fromPartial(e)) || [];
     message.memories = object.memories?.map((e) => Memory.fromPartial(e)) || [];
+    message.profile = (object.profile !== undefined && object.profile !== null)
+      ? Profile.fromPartial(object.profile)
+      : undefined;
     return message;
   },
 };

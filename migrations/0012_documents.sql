@@ -31,6 +31,10 @@ create table project_profile_versions (
   foreign key (tenant_id, env, project_id) references project_profiles on delete cascade
 );
 
+create function union_texts(one text[], other text[]) returns text[]
+language sql immutable parallel safe
+return array(select distinct t from unnest(one || other) t order by t);
+
 create table project_inputs (
   tenant_id text not null,
   env text not null,
@@ -44,7 +48,7 @@ create table project_inputs (
   uri text not null,
   content text not null,
   metadata jsonb not null,
-  sections text[] not null,
+  sections text[] not null constraint project_inputs_sections_count check (cardinality(sections) <= 1000),
   create_time timestamptz not null,
   update_time timestamptz not null,
   created_by text not null,

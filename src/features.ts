@@ -2,16 +2,21 @@ import { auditHandlers } from './audit/service.ts';
 import { bundleAccess, bundleHandlers } from './bundles/service.ts';
 import { contextReadHandlers } from './contexts/context-service.ts';
 import { contextHandlers } from './contexts/service.ts';
+import { lockHandlers } from './drafts/lock-service.ts';
+import { draftHandlers } from './drafts/service.ts';
 import { AdminServiceDefinition, AdminServiceService } from './gen/memory/v1/admin_service.ts';
+import { ArtifactServiceDefinition, ArtifactServiceService } from './gen/memory/v1/artifact_service.ts';
 import { AuditServiceDefinition, AuditServiceService } from './gen/memory/v1/audit_service.ts';
 import { ConversationServiceDefinition, ConversationServiceService } from './gen/memory/v1/conversation_service.ts';
 import { MemoryServiceDefinition, MemoryServiceService } from './gen/memory/v1/memory_service.ts';
 import { ProfileServiceDefinition, ProfileServiceService } from './gen/memory/v1/profile_service.ts';
 import { ProjectMemoryServiceDefinition, ProjectMemoryServiceService } from './gen/memory/v1/project_memory_service.ts';
+import { inputHandlers } from './inputs/service.ts';
 import { startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
 import { countUses } from './memories/uses.ts';
 import { profileHandlers } from './profiles/service.ts';
+import { projectHandlers } from './projects/service.ts';
 import { implement } from './rpc/implement.ts';
 import type { Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
@@ -71,6 +76,12 @@ export const features: Features = {
       ),
       implement(kernel, ProjectMemoryServiceService, ProjectMemoryServiceDefinition, memoryHandlers(uses)),
       implement(kernel, ProfileServiceService, ProfileServiceDefinition, profileHandlers),
+      implement(kernel, ArtifactServiceService, ArtifactServiceDefinition, {
+        ...projectHandlers,
+        ...inputHandlers,
+        ...lockHandlers,
+        ...draftHandlers,
+      }),
       implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
       implement(kernel, AuditServiceService, AuditServiceDefinition, auditHandlers),
     ];

@@ -148,6 +148,22 @@ describe('audit', () => {
     const ofMemory = (action: string) => () => ({ action, resource: `projects/atlas/memories/${put.memory!.id}` });
     await change(client.project.restoreMemory, { ...key, version: 1 }, ofMemory('memories.restore'));
     await change(client.project.deleteMemory, key, ofMemory('memories.delete'));
+    const section = { projectId: 'atlas', sectionId: 'intro' };
+    const artifact = (action: string, resource: string) => () => ({ action, resource: `projects/atlas/${resource}` });
+    const ofDraft = (action: string) => artifact(action, 'drafts/intro');
+    const document = { projectId: 'atlas', yaml: `secret: "${SECRET}"\n`, baseVersion: 0 };
+    await change(client.artifact.putProjectProfile, document, artifact('profiles.put', 'profile'));
+    const file = { projectId: 'atlas', fileName: SECRET, sha256: 'a'.repeat(64), content: SECRET, uri: SECRET };
+    await change(client.artifact.registerInput, file, (r) => ({
+      action: 'inputs.register',
+      resource: `projects/atlas/inputs/${r.input!.id}`,
+    }));
+    const { lock } = await change(client.artifact.lockSection, { ...section, holder: 'me' }, ofDraft('sections.lock'));
+    const own = { ...section, fencingToken: lock!.fencingToken };
+    await change(client.artifact.renewSectionLock, own, ofDraft('sections.renew'));
+    await change(client.artifact.saveDraft, { ...own, content: SECRET }, ofDraft('drafts.save'));
+    await change(client.artifact.restoreDraft, { ...own, revision: 1 }, ofDraft('drafts.restore'));
+    await change(client.artifact.unlockSection, own, ofDraft('sections.unlock'));
     const byAdmin = (action: string) => () => ({ action, actor: 'admin', userId: 'admin', resource: 'members/new' });
     const member = { member: { userId: 'new', role: Member_Role.MEMBER } };
     await change(admin.putMember, member, byAdmin('members.put'), as('admin'));

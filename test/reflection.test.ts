@@ -69,6 +69,7 @@ for (const [version, Client] of [
         'grpc.reflection.v1.ServerReflection',
         'grpc.reflection.v1alpha.ServerReflection',
         'memory.v1.AdminService',
+        'memory.v1.ArtifactService',
         'memory.v1.AuditService',
         'memory.v1.ConversationService',
         'memory.v1.MemoryService',

@@ -51,12 +51,6 @@ describe('row-level security', () => {
         `insert into message_streams values ($1, $2, gen_random_uuid(), gen_random_uuid(), 1, 'user', null, gen_random_uuid(), 0, now() + interval '1 hour')`,
         [place.tenant, place.env],
       );
-      for (const sql of [
-        `insert into project_inputs values ($1, $2, gen_random_uuid(), 'p', null, 'f', '', 0, 'x', '', '', '{}', '{}', now(), now(), 'user', 'user')`,
-        `insert into drafts values ($1, $2, 'p', 's', 1, now(), now(), 'user', 'user')`,
-        `insert into draft_revisions values ($1, $2, 'p', 's', 1, null, '', '[]', '[]', '{}', '', '', false, 0, 0, null, now(), 'user')`,
-      ])
-        await runSql(ownerUrl(), sql, [place.tenant, place.env]);
     }
     client.close();
     await server.stop();

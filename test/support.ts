@@ -16,6 +16,7 @@ import { features } from '../src/features.ts';
 import { BadRequest, ErrorInfo, RetryInfo } from '../src/gen/google/rpc/error_details.ts';
 import { Status } from '../src/gen/google/rpc/status.ts';
 import * as adminTypes from '../src/gen/memory/v1/admin_service.ts';
+import * as artifactTypes from '../src/gen/memory/v1/artifact_service.ts';
 import * as auditTypes from '../src/gen/memory/v1/audit_service.ts';
 import * as conversationTypes from '../src/gen/memory/v1/conversation_service.ts';
 import * as memoryTypes from '../src/gen/memory/v1/memory_service.ts';
@@ -76,6 +77,7 @@ export interface Clients {
   conversation: Promised<conversationTypes.ConversationServiceClient>;
   project: Promised<projectTypes.ProjectMemoryServiceClient>;
   profile: Promised<profileTypes.ProfileServiceClient>;
+  artifact: Promised<artifactTypes.ArtifactServiceClient>;
   admin: Promised<adminTypes.AdminServiceClient>;
   audit: Promised<auditTypes.AuditServiceClient>;
   /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. Of a stream the first answer. */
@@ -106,6 +108,7 @@ export function connect(
     conversation: new conversationTypes.ConversationServiceClient(address, credentials, { channelOverride }),
     project: new projectTypes.ProjectMemoryServiceClient(address, credentials, { channelOverride }),
     profile: new profileTypes.ProfileServiceClient(address, credentials, { channelOverride }),
+    artifact: new artifactTypes.ArtifactServiceClient(address, credentials, { channelOverride }),
     admin: new adminTypes.AdminServiceClient(address, credentials, { channelOverride }),
     audit: new auditTypes.AuditServiceClient(address, credentials, { channelOverride }),
   };
@@ -127,6 +130,7 @@ export function connect(
     conversation: promised(all.conversation, conversationTypes),
     project: promised(all.project, projectTypes),
     profile: promised(all.profile, profileTypes),
+    artifact: promised(all.artifact, artifactTypes),
     admin: promised(all.admin, adminTypes),
     audit: promised(all.audit, auditTypes),
     raw: (path, bytes, metadata = defaults) =>

@@ -83,6 +83,7 @@ const CONSTRAINTS: Record<string, Violation> = {
   sessions_pinned_refs_count: { field: 'session.pinned_refs', description: 'more than 200 after the merge' },
   sessions_summary_refs_count: { field: 'session.summary_refs', description: 'more than 100 after the merge' },
   sessions_size: { field: 'session', description: 'over 2 MiB after the merge' },
+  project_inputs_sections_count: { field: 'section_ids', description: 'more than 1,000 with those that there are' },
   bundles_size: { field: 'selection', description: 'the messages are over 1 MiB together' },
 };
 

@@ -8,6 +8,8 @@ export const MAX_PAGE_ROWS = 500;
 const STRUCT_BYTES = 64 * 1024;
 const STRUCT_DEPTH = 32;
 const MAX_TTL_SECONDS = 3650 * 24 * 3600;
+const MIN_LEASE_SECONDS = 1;
+const MAX_LEASE_SECONDS = 600;
 const YEAR_1 = -62135596800;
 const YEAR_10000 = 253402300800;
 
@@ -122,6 +124,10 @@ export class Check {
     const sameSign = value.seconds * value.nanos >= 0;
     const valid = Math.abs(value.nanos) < 1e9 && sameSign && seconds >= minSeconds && seconds <= maxSeconds;
     this.that(valid, field, `not from ${minSeconds} to ${maxSeconds} seconds`);
+  }
+
+  leaseTtl(field: string, value: Duration | undefined): void {
+    if (value) this.duration(field, value, MIN_LEASE_SECONDS, MAX_LEASE_SECONDS);
   }
 
   expiration(value: Expiration): void {

@@ -1,15 +1,7 @@
 import type { ConversationServiceService } from '../gen/memory/v1/conversation_service.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
-import {
-  acquireTurn,
-  checkLeaseTtl,
-  leaseFromRow,
-  releaseTurn,
-  renewTurn,
-  whyNotAcquired,
-  whyStale,
-} from './leases.ts';
+import { acquireTurn, leaseFromRow, releaseTurn, renewTurn, whyNotAcquired, whyStale } from './leases.ts';
 
 export const leaseHandlers: Pick<
   Handlers<typeof ConversationServiceService>,
@@ -19,7 +11,7 @@ export const leaseHandlers: Pick<
     const check = new Check();
     check.id('thread_id', request.threadId);
     check.id('holder', request.holder);
-    checkLeaseTtl(check, 'ttl', request.ttl);
+    check.leaseTtl('ttl', request.ttl);
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
@@ -35,7 +27,7 @@ export const leaseHandlers: Pick<
     const check = new Check();
     check.id('thread_id', request.threadId);
     check.fencingToken('fencing_token', request.fencingToken);
-    checkLeaseTtl(check, 'ttl', request.ttl);
+    check.leaseTtl('ttl', request.ttl);
     check.optionalUuid('request_id', request.requestId);
     check.done();
 

@@ -1,24 +1,13 @@
 import { v7 as uuidv7 } from 'uuid';
-import { audited, requested } from '../db/change.ts';
-import { ended, free, held, type LeaseState, renewed, stateOf, taken } from '../db/lease.ts';
-import { change, pointRead, query, secondsOf } from '../db/statement.ts';
+import { held, type LeaseState, stateOf } from '../db/lease.ts';
+import { endLease, keepLease, leaseStatements, takeLease } from '../db/leased.ts';
+import { pointRead, query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { TurnLease } from '../gen/memory/v1/turn.ts';
 import { conflict, deleted, type RpcError, staleToken } from '../rpc/errors.ts';
-import type { Check } from '../rpc/validate.ts';
 import { requireThread, turnHeld } from '../threads/repository.ts';
-
-const MIN_SECONDS = 1;
-const MAX_SECONDS = 600;
-const DEFAULT_SECONDS = 60;
-
-export function checkLeaseTtl(check: Check, field: string, ttl: Duration | undefined): void {
-  if (ttl) check.duration(field, ttl, MIN_SECONDS, MAX_SECONDS);
-}
-
-const lasting = (ttl: Duration | undefined) => (ttl ? secondsOf(ttl) : DEFAULT_SECONDS);
 
 export interface LeaseRow {
   threadId: string;
@@ -29,24 +18,15 @@ export interface LeaseRow {
 
 export const leaseFromRow = (row: LeaseRow): TurnLease => TurnLease.fromPartial(row);
 
-const LEASE = 't.thread_id, t.lease_holder as holder, t.fencing_token, t.lease_expire_time as expire_time';
-const THREAD = 't.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $11 and t.delete_time is null';
-
-// The events never hold the token: others of the user, and the tenant's admins, read them.
-const RESOURCE = `'threads/' || thread_id`;
-const HOLDER = `jsonb_build_object('holder', holder)`;
-
-const ACQUIRE = change<LeaseRow>(`
-  with lease as (
-    insert into threads as t (tenant_id, env, user_id, thread_id, thread_uid, create_time, update_time, lease_holder, lease_expire_time, fencing_token)
-    select $1, $2, $3, $11::text, $14::uuid, c.at, c.at, $12::text, c.at + make_interval(secs => $13::float8), 1
-    from (select clock_timestamp() as at) c
-    on conflict (tenant_id, env, user_id, thread_id) do update
-      set ${taken('t', 'excluded')}
-      where t.delete_time is null and ${free('t', 'excluded.create_time')}
-    returning ${LEASE}
-  ), ${audited('turns.acquire', 'lease', { resource: RESOURCE, metadata: HOLDER })}, ${requested('lease')}
-  select * from lease`);
+const LEASES = leaseStatements<LeaseRow>({
+  table: 'threads',
+  key: { user_id: '$3', thread_id: '$13::text' },
+  made: { thread_uid: '$14::uuid' },
+  live: 't.delete_time is null',
+  columns: 't.thread_id',
+  actions: { take: 'turns.acquire', keep: 'turns.renew', end: 'turns.release' },
+  resource: `'threads/' || thread_id`,
+});
 
 /** Takes the turn of a thread, which is made if it is not there. Nothing if it refused: see {@link whyNotAcquired}. */
 export async function acquireTurn(
@@ -55,8 +35,7 @@ export async function acquireTurn(
   holder: string,
   ttl: Duration | undefined,
 ): Promise<LeaseRow | undefined> {
-  const [lease] = await tx.final(ACQUIRE, [threadId, holder, lasting(ttl), uuidv7()]);
-  return lease;
+  return takeLease(tx, LEASES, holder, ttl, [threadId, uuidv7()]);
 }
 
 const STATE = pointRead<LeaseState & { deleted: boolean }>(`
@@ -72,15 +51,6 @@ export async function whyNotAcquired(db: TenantDb, threadId: string): Promise<Rp
   return conflict('the turn was given back at the same time');
 }
 
-const RENEW = change<LeaseRow>(`
-  with lease as (
-    update threads t set ${renewed('c.at + make_interval(secs => $13::float8)')}
-    from (select clock_timestamp() as at) c
-    where ${THREAD} and ${held('t', '$12::bigint')}
-    returning ${LEASE}
-  ), ${audited('turns.renew', 'lease', { resource: RESOURCE, metadata: HOLDER })}, ${requested('lease')}
-  select * from lease`);
-
 /** Nothing if it refused: see {@link whyStale}. */
 export async function renewTurn(
   tx: TenantTx,
@@ -88,21 +58,12 @@ export async function renewTurn(
   fencingToken: number,
   ttl: Duration | undefined,
 ): Promise<LeaseRow | undefined> {
-  const [lease] = await tx.final(RENEW, [threadId, fencingToken, lasting(ttl)]);
-  return lease;
+  return keepLease(tx, LEASES, fencingToken, ttl, [threadId]);
 }
-
-const RELEASE = change<{ threadId: string }>(`
-  with lease as (
-    update threads t set ${ended('t')}
-    where ${THREAD} and ${held('t', '$12::bigint')}
-    returning t.thread_id
-  ), ${audited('turns.release', 'lease', { resource: RESOURCE })}, ${requested('lease')}
-  select thread_id from lease`);
 
 /** Gives the turn back. False if it refused: see {@link whyStale}. */
 export async function releaseTurn(tx: TenantTx, threadId: string, fencingToken: number): Promise<boolean> {
-  return (await tx.final(RELEASE, [threadId, fencingToken])).length > 0;
+  return endLease(tx, LEASES, fencingToken, [threadId]);
 }
 
 /** Why a token was refused: the thread is not there, or the token is not the one of its lease. */

@@ -26,7 +26,6 @@ import { contentTokens } from '../tokens/counter.ts';
 import { checkCalls, insertCalls } from './calls.ts';
 import {
   acquireTurn,
-  checkLeaseTtl,
   holdsFence,
   type LeaseRow,
   leaseFromRow,
@@ -199,7 +198,7 @@ function checkBegin(request: BeginTurnRequest, call: Call): void {
   check.that(!(request.anonymous && call.identity.user), 'anonymous', 'the metadata names a user');
   check.that(!(request.anonymous && request.session?.id), 'anonymous', 'names a session that exists');
   check.id('holder', request.holder);
-  checkLeaseTtl(check, 'lease_ttl', request.leaseTtl);
+  check.leaseTtl('lease_ttl', request.leaseTtl);
   checkAppended(check, request.messages, 0);
   checkContextOptions(check, 'context', request.context);
   check.done();

@@ -47,8 +47,8 @@ export interface PutProjectProfileRequest {
   /** Required. The project, 1 to 128 characters. */
   projectId: string;
   /**
-   * Required. The document, at most 256 KiB of UTF-8 without NUL: one YAML document that is a map, at most 32 levels deep, with
-   * at most 20,000 keys and values, where no key comes twice and no alias is inside of what it stands for.
+   * Required. The document, at most 256 KiB of UTF-8 without NUL: one YAML 1.2 document that is a map, at most 32 levels deep,
+   * where keys are plain values, none comes twice, and no alias is inside of what it stands for.
    */
   yaml: string;
   /** Optional. The version that the document was made from. 0 if from none. */
@@ -109,7 +109,7 @@ export interface RegisterInputRequest {
     | undefined;
   /** Optional. The session that it is registered in, a UUID. It must be the caller's. */
   sessionId: string;
-  /** Optional. The sections that it maps to, at most 100, each 1 to 128 characters. */
+  /** Optional. The sections that it maps to, at most 100, each 1 to 128 characters, and at most 1,000 with those that there are. */
   sectionIds: string[];
   /** Optional. A UUID that makes the call idempotent. */
   requestId: string;
@@ -2766,6 +2766,9 @@ export const ArtifactServiceDefinition = {
      * are taken whole. Where both sides changed a value, and not to the same: `ABORTED`, `MERGE_CONFLICT`, with a violation for
      * each path that tells both values, and the newest version in the metadata. Nothing is changed then.
      *
+     * A merge keeps comments, order and quotes; indentation, and where long texts break, may change. A stub counts as nothing: what
+     * is based on nothing replaces it.
+     *
      * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
      * `reopen` starts the next one. A document that says what the newest version says makes no new version.
      */
@@ -2940,6 +2943,9 @@ export const ArtifactServiceService = {
    * taken from that side, with its comments. Items of a list that are maps with an `id` are merged by it; other lists and values
    * are taken whole. Where both sides changed a value, and not to the same: `ABORTED`, `MERGE_CONFLICT`, with a violation for
    * each path that tells both values, and the newest version in the metadata. Nothing is changed then.
+   *
+   * A merge keeps comments, order and quotes; indentation, and where long texts break, may change. A stub counts as nothing: what
+   * is based on nothing replaces it.
    *
    * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
    * `reopen` starts the next one. A document that says what the newest version says makes no new version.
@@ -3126,6 +3132,9 @@ export interface ArtifactServiceServer extends UntypedServiceImplementation {
    * are taken whole. Where both sides changed a value, and not to the same: `ABORTED`, `MERGE_CONFLICT`, with a violation for
    * each path that tells both values, and the newest version in the metadata. Nothing is changed then.
    *
+   * A merge keeps comments, order and quotes; indentation, and where long texts break, may change. A stub counts as nothing: what
+   * is based on nothing replaces it.
+   *
    * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
    * `reopen` starts the next one. A document that says what the newest version says makes no new version.
    */
@@ -3198,6 +3207,9 @@ export interface ArtifactServiceClient extends Client {
    * taken from that side, with its comments. Items of a list that are maps with an `id` are merged by it; other lists and values
    * are taken whole. Where both sides changed a value, and not to the same: `ABORTED`, `MERGE_CONFLICT`, with a violation for
    * each path that tells both values, and the newest version in the metadata. Nothing is changed then.
+   *
+   * A merge keeps comments, order and quotes; indentation, and where long texts break, may change. A stub counts as nothing: what
+   * is based on nothing replaces it.
    *
    * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
    * `reopen` starts the next one. A document that says what the newest version says makes no new version.

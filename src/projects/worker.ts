@@ -1,0 +1,20 @@
+import { parentPort } from 'node:worker_threads';
+import { unifiedDiff } from '../drafts/diff.ts';
+import { readDocument } from './document.ts';
+import { mergeDocuments } from './merge.ts';
+
+// The thread that reads, merges and compares documents.
+
+const JOBS = {
+  check: (yaml: string) => readDocument(yaml).faults ?? [],
+  merge: mergeDocuments,
+  diff: unifiedDiff,
+};
+
+export type Jobs = typeof JOBS;
+export type Order = { [Name in keyof Jobs]: { job: Name; given: Parameters<Jobs[Name]> } }[keyof Jobs];
+
+parentPort!.on('message', ({ job, given }: Order) => {
+  const work = JOBS[job] as (...given: unknown[]) => unknown;
+  parentPort!.postMessage(work(...given));
+});

@@ -129,7 +129,7 @@ describe('load', () => {
     })();
     await Promise.all(
       Array.from({ length: 8 }, async (_, worker) => {
-        for (let i = 0; i < 60; i++) {
+        for (let i = 0; i < 60 || killed <= 10; i++) {
           const content = `${worker}-${i}`;
           const requestId = randomUUID();
           for (;;) {
@@ -158,6 +158,5 @@ describe('load', () => {
       }
     }
     expect(stored.sort()).to.deep.equal(acknowledged.sort());
-    expect(killed).to.be.greaterThan(10);
   });
 });

@@ -1,6 +1,15 @@
+import { finalAmongOthers } from './gather.ts';
 import type { Database, Limits } from './pool.ts';
-import { change, rowFromJson } from './statement.ts';
-import { type Scope, type Stamp, type TenantTx, transaction, transactionOnce } from './transaction.ts';
+import { change, rowFromJson, type Statement, type Value } from './statement.ts';
+import {
+  type FinalTx,
+  leading,
+  retried,
+  type Scope,
+  type Stamp,
+  type TenantTx,
+  transactionOnce,
+} from './transaction.ts';
 
 /**
  * The audit event of a change, as one of the CTEs of its statement: written if `source`, the CTE that tells whether
@@ -66,23 +75,51 @@ const STORED = change<{ fingerprint: Buffer; result: Record<string, unknown>[] }
  * `requested`. If it fails or refuses, for whatever reason, and the request_id has a stored result, these rows are the
  * answer: then the change had been made before.
  */
-export async function changeOnce<Row>(
+export const changeOnce = <Row>(
   database: Database,
   scope: Scope,
   stamp: Stamp,
   limits: Limits,
   work: (tx: TenantTx) => Promise<Row[]>,
-  replayed: () => void = () => {},
+  replayed?: () => void,
+): Promise<Row[]> =>
+  once(database, scope, stamp, limits, () => transactionOnce(database, scope, stamp, limits, work), replayed);
+
+/** The same for a change of one statement that locks one row: it may go in one transaction with those of other calls. */
+export function changeAmongOthers<Row>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp,
+  limits: Limits,
+  locks: string,
+  work: (tx: FinalTx) => Promise<Row[]>,
+  replayed?: () => void,
 ): Promise<Row[]> {
-  if (!stamp.requestId) return transaction(database, scope, stamp, limits, { repeatable: false }, work);
-  return transaction(database, scope, stamp, limits, { repeatable: true, recover }, work);
+  const final = (statement: Statement<any>, values: Value[] = []) =>
+    finalAmongOthers(database, scope, limits, locks, {
+      statement,
+      values: [...leading(statement, scope, stamp), ...values],
+    });
+  return once(database, scope, stamp, limits, () => work({ scope, final }), replayed);
+}
+
+function once<Row>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp,
+  limits: Limits,
+  run: () => Promise<Row[]>,
+  replayed?: () => void,
+): Promise<Row[]> {
+  if (!stamp.requestId) return retried(limits, { repeatable: false }, run);
+  return retried(limits, { repeatable: true, recover }, run);
 
   async function recover(): Promise<Row[] | undefined> {
     const [found] = await transactionOnce(database, scope, stamp, limits, (tx) => tx.final(STORED));
     if (!found) return undefined;
     if (!found.fingerprint.equals(stamp.fingerprint!))
       throw new RequestIdReused('this request_id was used for another request');
-    replayed();
+    replayed?.();
     return found.result.map(rowFromJson);
   }
 }

@@ -1,14 +1,18 @@
 import pg from 'pg';
 import { v7 as uuidv7 } from 'uuid';
-import { Command, Unit } from './exchange.ts';
+import { type Call, Command, Unit } from './exchange.ts';
 import { CommitUnknown, DatabaseAway, Interrupted, isLost, isStale, isTransient } from './failure.ts';
 import { type Database, destroy, type Limits } from './pool.ts';
 import type { Statement, Value } from './statement.ts';
 
-/** Whose rows a statement may touch. It becomes $1, $2 and $3, and the settings that row-level security reads. */
-export interface Scope {
+/** What row-level security reads. */
+export interface TenantScope {
   tenant: string;
   env: string;
+}
+
+/** Whose rows a statement may touch. It becomes $1, $2 and $3, and the settings that row-level security reads. */
+export interface Scope extends TenantScope {
   user: string;
 }
 
@@ -30,13 +34,18 @@ export interface TenantDb {
   query<Row>(statement: Statement<Row>, values?: Value[]): Promise<Row[]>;
 }
 
-/** A transaction in a tenant's scope. */
-export interface TenantTx extends TenantDb {
+/** A transaction in a tenant's scope, before its last statement. */
+export interface FinalTx {
+  readonly scope: Scope;
   /**
    * The transaction's last statement, with COMMIT in the same write. What it did stands, whatever is thrown afterwards: it
    * is for statements that decide by themselves whether they do anything.
    */
   final<Row>(statement: Statement<Row>, values?: Value[]): Promise<Row[]>;
+}
+
+/** A transaction in a tenant's scope. */
+export interface TenantTx extends TenantDb, FinalTx {
   /**
    * The same transaction, for a step of a larger change: nothing of it commits, each step's event has an id of its own, and
    * only the whole stores a result for its request_id.
@@ -47,12 +56,16 @@ export interface TenantTx extends TenantDb {
 const SLUG = /^[a-z0-9-]{0,63}$/;
 
 // Literal SET LOCAL, as Citus carries it to the shards. Slugs need no quoting; anything else never gets here.
-function prologue({ tenant, env }: Scope, timeoutMs: number): string {
+function prologue({ tenant, env }: TenantScope, timeoutMs: number, lockMs: number | undefined): string {
   if (!SLUG.test(tenant) || !SLUG.test(env)) throw new Error('the scope is not made of slugs');
-  return `begin; set local app.tenant_id = '${tenant}'; set local app.env = '${env}'; set local statement_timeout = ${timeoutMs}`;
+  const locks = lockMs === undefined ? '' : `; set local lock_timeout = ${lockMs}`;
+  return `begin; set local app.tenant_id = '${tenant}'; set local app.env = '${env}'; set local statement_timeout = ${timeoutMs}${locks}`;
 }
 
-const BEGUN = ['BEGIN', 'SET', 'SET', 'SET'];
+const BEGUN = /^BEGIN(,SET){3,4}$/;
+
+/** Sends a statement, with COMMIT in the same write if it is the last one. */
+type Send = (call: Call, last: boolean) => Promise<any[]>;
 
 /** The parameters that lead each statement. */
 export function leading(statement: Statement<unknown>, scope: Scope, stamp: Stamp | undefined): Value[] {
@@ -64,23 +77,22 @@ export function leading(statement: Statement<unknown>, scope: Scope, stamp: Stam
 }
 
 /**
- * Runs `work` in one transaction on a connection of the pool, once. It resolves only if every reply came and COMMIT
- * answered COMMIT: a prologue that fails would let the statement run outside of any transaction, and a transaction that
- * failed answers COMMIT with ROLLBACK, without an error.
+ * Runs one transaction on a connection of the pool. It resolves only if every reply came and COMMIT answered COMMIT: a
+ * prologue that fails would let the statement run outside of any transaction, and a transaction that failed answers COMMIT
+ * with ROLLBACK, without an error. `lockMs` bounds each wait for a lock.
  */
-export async function transactionOnce<T>(
+export async function exchanging<T>(
   database: Database,
-  scope: Scope,
-  stamp: Stamp | undefined,
-  limits: Limits,
-  work: (tx: TenantTx) => Promise<T>,
+  scope: TenantScope,
+  limits: Limits & { lockMs?: number },
+  work: (send: Send) => Promise<T>,
 ): Promise<T> {
   const client = await database.acquire(limits);
   let state: 'new' | 'open' | 'done' = 'new';
 
   async function send(units: Unit<any>[], last: boolean): Promise<void> {
     const left = Math.max(1, limits.deadline - Date.now());
-    const begin = state === 'new' ? new Command(prologue(scope, left)) : undefined;
+    const begin = state === 'new' ? new Command(prologue(scope, left, limits.lockMs)) : undefined;
     const commit = last ? new Command('commit') : undefined;
     state = last ? 'done' : 'open';
     const parts = [begin, ...units, commit].filter((part) => part !== undefined);
@@ -98,7 +110,7 @@ export async function transactionOnce<T>(
       throw new CommitUnknown('the connection was lost around COMMIT', { cause: failure });
     }
     if (failure) throw isLost(failure) ? new DatabaseAway('the connection was lost', { cause: failure }) : failure;
-    if (begin && (await begin.done).join() !== BEGUN.join()) throw new Error('BEGIN did not answer as it should');
+    if (begin && !BEGUN.test((await begin.done).join())) throw new Error('BEGIN did not answer as it should');
     if (commit && (await commit.done).join() !== 'COMMIT') throw new Error('COMMIT was answered with a rollback');
   }
 
@@ -106,26 +118,17 @@ export async function transactionOnce<T>(
   const waiting: Unit<any>[] = [];
   let sent = Promise.resolve();
   let over = false;
-  async function exchange(unit: Unit<any>, last: boolean): Promise<any[]> {
+  async function exchange(call: Call, last: boolean): Promise<any[]> {
     if (over) throw new Error('the transaction is over');
     over = last;
+    const unit = new Unit<any>([call], database.options.preparedStatements);
     if (waiting.push(unit) === 1) sent = sent.then(() => send(waiting.splice(0), over));
     await sent;
     return await unit.done;
   }
 
-  const run =
-    (last: boolean, stampOf: () => Stamp | undefined) =>
-    (statement: Statement<any>, values: Value[] = []) => {
-      const parameters = [...leading(statement, scope, stampOf()), ...values];
-      return exchange(new Unit([{ statement, values: parameters }], database.options.preparedStatements), last);
-    };
-  const stepStamp = () => stamp && { ...stamp, requestId: null, eventId: uuidv7() };
-  const step = { scope, query: run(false, stepStamp), final: run(false, stepStamp) } as TenantTx;
-  (step as { step: TenantTx }).step = step;
-
   try {
-    const result = await work({ scope, query: run(false, () => stamp), final: run(true, () => stamp), step });
+    const result = await work(exchange);
     await sent;
     if ((state as string) === 'open') await send([], true);
     return result;
@@ -138,6 +141,25 @@ export async function transactionOnce<T>(
     database.release(client);
   }
 }
+
+/** Runs `work` in one transaction, once. */
+export const transactionOnce = <T>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp | undefined,
+  limits: Limits,
+  work: (tx: TenantTx) => Promise<T>,
+): Promise<T> =>
+  exchanging(database, scope, limits, (exchange) => {
+    const run =
+      (last: boolean, stampOf: () => Stamp | undefined) =>
+      (statement: Statement<any>, values: Value[] = []) =>
+        exchange({ statement, values: [...leading(statement, scope, stampOf()), ...values] }, last);
+    const stepStamp = () => stamp && { ...stamp, requestId: null, eventId: uuidv7() };
+    const step = { scope, query: run(false, stepStamp), final: run(false, stepStamp) } as TenantTx;
+    (step as { step: TenantTx }).step = step;
+    return work({ scope, query: run(false, () => stamp), final: run(true, () => stamp), step });
+  });
 
 async function rollback(client: pg.Client): Promise<void> {
   const command = new Command('rollback');
@@ -207,23 +229,24 @@ export async function together<Results extends readonly unknown[]>(
 
 const ATTEMPTS = 4;
 
-/**
- * Runs `work` in one transaction, again where another run can succeed. A lost connection counts as such only if the work is
- * `repeatable`; `recover` is asked after each failure whether an earlier run's result is there after all.
- */
-export async function transaction<T>(
-  database: Database,
-  scope: Scope,
-  stamp: Stamp | undefined,
+export interface Retry<T> {
+  /** Whether it does no harm twice, so that a lost connection is a reason to run it again. */
+  repeatable: boolean;
+  /** Asked after each failure whether an earlier run's result is there after all. */
+  recover?: () => Promise<T | undefined>;
+}
+
+/** Runs a transaction again where another run can succeed. */
+export async function retried<T>(
   limits: Limits,
-  { repeatable, recover }: { repeatable: boolean; recover?: () => Promise<T | undefined> },
-  work: (tx: TenantTx) => Promise<T>,
+  { repeatable, recover }: Retry<T>,
+  once: () => Promise<T>,
 ): Promise<T> {
   const canRetry = (error: unknown) =>
     isTransient(error) || isStale(error) || (repeatable && (isLost(error) || error instanceof CommitUnknown));
   for (let attempt = 1; ; attempt++) {
     try {
-      return await transactionOnce(database, scope, stamp, limits, work);
+      return await once();
     } catch (error) {
       let failure = error;
       try {
@@ -237,6 +260,16 @@ export async function transaction<T>(
     }
   }
 }
+
+/** Runs `work` in one transaction, again where another run can succeed. */
+export const transaction = <T>(
+  database: Database,
+  scope: Scope,
+  stamp: Stamp | undefined,
+  limits: Limits,
+  retry: Retry<T>,
+  work: (tx: TenantTx) => Promise<T>,
+): Promise<T> => retried(limits, retry, () => transactionOnce(database, scope, stamp, limits, work));
 
 /** A random pause that grows with the attempts, so that those who collided do not collide again. */
 async function pause(attempt: number, limits: Limits): Promise<void> {

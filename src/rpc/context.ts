@@ -1,10 +1,10 @@
 import { createHash } from 'node:crypto';
 import { v7 as uuidv7 } from 'uuid';
-import { changeOnce } from '../db/change.ts';
+import { changeAmongOthers, changeOnce } from '../db/change.ts';
 import type { Keyring } from '../db/keyring.ts';
 import { type PageRequest, type Pager, pager } from '../db/page.ts';
 import type { Database, Limits } from '../db/pool.ts';
-import { reader, type Scope, type Stamp, type TenantDb, type TenantTx } from '../db/transaction.ts';
+import { type FinalTx, reader, type Scope, type Stamp, type TenantDb, type TenantTx } from '../db/transaction.ts';
 import type { Caller } from './caller.ts';
 import type { Membership } from './membership.ts';
 import type { Counted, Metrics } from './metrics.ts';
@@ -42,6 +42,15 @@ export interface Call {
    * `requested`; a replay gives them again.
    */
   change<Row>(request: { requestId: string }, work: (tx: TenantTx) => Promise<Row[]>): Promise<Row[]>;
+  /**
+   * The same for a change of one statement that locks one row, which is named: it may commit together with those of other
+   * calls, which costs each of them less. For what many callers do at once.
+   */
+  changeAmongOthers<Row>(
+    request: { requestId: string },
+    locks: string,
+    work: (tx: FinalTx) => Promise<Row[]>,
+  ): Promise<Row[]>;
   page(request: PageRequest): Pager;
   /** Counts for the metrics what the call made or read. What a replay repeats was counted before. */
   count(what: Counted, kind: string, n: number): void;
@@ -64,6 +73,9 @@ export interface CallParts {
 export function makeCall(parts: CallParts): Call {
   const { database, keyring, method, identity, about, limits, traceId } = parts;
   const scope: Scope = { tenant: identity.tenant, env: identity.env, user: identity.user };
+  const replayed = () => {
+    about.replayed = true;
+  };
   return {
     method,
     identity,
@@ -76,9 +88,12 @@ export function makeCall(parts: CallParts): Call {
     as: (other) => makeCall({ ...parts, identity: { ...identity, ...other } }),
     afterwards: (ms) => makeCall({ ...parts, limits: { deadline: Date.now() + ms } }),
     async change(request, work) {
-      const rows = await changeOnce(database, scope, stampOf(parts, request), limits, work, () => {
-        about.replayed = true;
-      });
+      const rows = await changeOnce(database, scope, stampOf(parts, request), limits, work, replayed);
+      parts.changed(scope);
+      return rows;
+    },
+    async changeAmongOthers(request, locks, work) {
+      const rows = await changeAmongOthers(database, scope, stampOf(parts, request), limits, locks, work, replayed);
       parts.changed(scope);
       return rows;
     },

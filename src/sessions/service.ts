@@ -53,6 +53,9 @@ type SessionMethods =
   | 'endSession'
   | 'deleteSession';
 
+const rowOf = (call: Call, { id, surfaceId, projectId, threadId }: Upsert): string =>
+  id || [call.db.scope.user, surfaceId, projectId, threadId].join('/');
+
 export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryServiceService>, SessionMethods> {
   return {
     async upsertSession(request, call) {
@@ -80,7 +83,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         key,
         revokeKeys: request.revokeSessionKeys,
       };
-      const [row] = await owner.change(request, async (tx) => {
+      const [row] = await owner.changeAmongOthers(request, rowOf(owner, upsert), async (tx) => {
         const saved = await upsertSession(tx, upsert);
         if (saved.length === 0) throw await whyNotSaved(owner.db, upsert);
         return saved;

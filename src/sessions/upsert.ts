@@ -1,8 +1,10 @@
 import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
 import { change, json } from '../db/statement.ts';
-import type { TenantTx } from '../db/transaction.ts';
+
+import type { FinalTx } from '../db/transaction.ts';
 import { STUBBED } from '../projects/stub.ts';
+
 import type { SessionChange } from './change.ts';
 import { COLUMNS_OF_S, LAST_SEQ, LIVE, type SavedRow } from './repository.ts';
 
@@ -152,7 +154,7 @@ export interface Upsert {
 }
 
 /** Creates or changes a session. Gives no rows if it refused: see {@link whyNotSaved}. */
-export async function upsertSession(tx: TenantTx, upsert: Upsert): Promise<SavedRow[]> {
+export async function upsertSession(tx: FinalTx, upsert: Upsert): Promise<SavedRow[]> {
   const { id, surfaceId, projectId, threadId, change: fields, expiry, revision, anonymous, key, revokeKeys } = upsert;
   const { withLastSeq = false, recovered } = upsert;
   const values = [

@@ -3,7 +3,7 @@ import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
 import { fenced, type LeaseState, stateOf } from '../db/lease.ts';
 import { change, json, pointRead, rowFromJson } from '../db/statement.ts';
-import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import type { FinalTx, TenantDb } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ForwardedFrom, Message, MessageRole, MessageState, Thread } from '../gen/memory/v1/message.ts';
 import { conflict, deleted, invalid, leaseHeld, notFound, RpcError, staleToken } from '../rpc/errors.ts';
@@ -159,7 +159,7 @@ const inputOf = (messages: Message[], tokenCounts: number[] = []) =>
 const onlyHuman = ({ messages }: Append) => messages.every((message) => message.role === MessageRole.HUMAN);
 
 /** Appends messages, all or none. Gives no rows if it refused: see {@link whyNotAppended}. */
-export async function appendMessages(tx: TenantTx, append: Append): Promise<AppendedRow[]> {
+export async function appendMessages(tx: FinalTx, append: Append): Promise<AppendedRow[]> {
   const { threadId, sessionId, messages, tokenCounts, fencingToken } = append;
   const input = json(inputOf(messages, tokenCounts));
   return tx.final(APPEND, [threadId, input, sessionId || null, uuidv7(), fencingToken, onlyHuman(append)]);

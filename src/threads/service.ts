@@ -25,7 +25,8 @@ export const conversationHandlers: Pick<
     check.done();
 
     const append = { ...request, tokenCounts: await contentTokens(request.messages) };
-    const rows = await call.change(request, async (tx) => {
+    const thread = `${call.db.scope.user}/${request.threadId || request.sessionId}`;
+    const rows = await call.changeAmongOthers(request, thread, async (tx) => {
       const appended = await appendMessages(tx, append);
       if (appended.length === 0) throw await whyNotAppended(call.db, append);
       return appended;

@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util';
 import { Client, credentials } from '@grpc/grpc-js';
 import { bufCurl, type Caller, grpcurl, hasGrpcurl, protoLoader } from './callers.ts';
+import { moving } from './moving.ts';
 import { tour } from './tour.ts';
 
 const HELP = `npm run smoke [-- --address HOST:PORT]
@@ -22,16 +23,13 @@ function answers(address: string): Promise<boolean> {
   });
 }
 
-async function runTour(caller: Caller): Promise<boolean> {
-  console.log(`\nWith ${caller.name}`);
+async function run(caller: Caller, walk: typeof tour): Promise<boolean> {
   try {
-    await tour(caller, (step, answer) => console.log(`  ${step.padEnd(15)} ${answer}`));
+    await walk(caller, (step, answer) => console.log(`  ${step.padEnd(15)} ${answer}`));
     return true;
   } catch (error) {
     console.log(`  SURPRISE        ${(error as Error).message}`);
     return false;
-  } finally {
-    caller.close();
   }
 }
 
@@ -61,8 +59,14 @@ async function main(): Promise<number> {
   console.log(`A tour of the server at ${address}`);
   const callers = [bufCurl(address), ...((await hasGrpcurl()) ? [grpcurl(address)] : []), protoLoader(address)];
   let surprises = 0;
-  for (const caller of callers) if (!(await runTour(caller))) surprises++;
-  console.log(surprises ? `\n${surprises} of ${callers.length} tours met a surprise.` : '\nNo surprises.');
+  for (const [i, caller] of callers.entries()) {
+    console.log(`\nWith ${caller.name}`);
+    // The commands between are the same whoever calls.
+    const walks = i === 0 ? [tour, moving] : [tour];
+    for (const walk of walks) if (!(await run(caller, walk))) surprises++;
+    caller.close();
+  }
+  console.log(surprises ? `\n${surprises} of ${callers.length + 1} tours met a surprise.` : '\nNo surprises.');
   return surprises ? 1 : 0;
 }
 

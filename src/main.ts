@@ -7,6 +7,7 @@ import { sessionCommand } from './cli/session.ts';
 import { sweepCommand } from './cli/sweep.ts';
 import { tailCommand } from './cli/tail.ts';
 import { tenantCommand } from './cli/tenant.ts';
+import { exportCommand, importCommand } from './cli/transfer.ts';
 import { UserError } from './errors.ts';
 
 const ENVIRONMENT = `
@@ -24,6 +25,8 @@ for (const command of [
   migrateCommand,
   tenantCommand,
   sweepCommand,
+  exportCommand,
+  importCommand,
   sessionCommand,
   tailCommand,
   keysCommand,

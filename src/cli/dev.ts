@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { access, readFile, writeFile } from 'node:fs/promises';
+import { access, readFile, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import type pg from 'pg';
 import { type Config, makeConfig } from '../config.ts';
@@ -44,7 +44,11 @@ export async function dev(data: string, options: Parameters<typeof makeConfig>[1
     app.password = password;
     const config = makeConfig(app.href, { ...options, keyFile, directDatabaseUrl: app.href });
     const server = await startServer(config, features, log);
-    say(greeting(config, server.port));
+    // For the commands that talk to the database. It is another one at each start.
+    const urlFile = join(folder, 'database-url');
+    await rm(urlFile, { force: true });
+    await writeFile(urlFile, `${app.href}\n`, { mode: 0o600 });
+    say(greeting(config, server.port, urlFile));
     await untilSignal(log, server.stop);
   } finally {
     await postgres.stop();
@@ -86,7 +90,7 @@ const REQUEST = `-d '{"session": {"surface_id": "web", "title": "Hello"}}'`;
 const METHOD = 'memory.v1.MemoryService/UpsertSession';
 
 /** Where it listens, and calls to paste into a terminal. */
-function greeting({ host, auth, tlsCert }: Config, port: number): string {
+function greeting({ host, auth, tlsCert }: Config, port: number, urlFile: string): string {
   const at = `${host.includes(':') && !host.startsWith('[') ? `[${host}]` : host}:${port}`;
   const calls = `
 Try it from another terminal:
@@ -99,6 +103,8 @@ npx buf curl --protocol grpc --http2-prior-knowledge --reflect ${HEADERS} ${REQU
   return `
 ${rule}
 memoryd is ready on ${at}, with tenants acme (owner, member) and globex (outsider), env dev. Ctrl-C stops it.
-${auth === 'trusted' && !tlsCert ? calls : ''}${rule}
+${auth === 'trusted' && !tlsCert ? calls : ''}
+Commands find its database by DATABASE_URL=$(cat ${urlFile})
+${rule}
 `;
 }

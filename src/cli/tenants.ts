@@ -37,7 +37,7 @@ function changeIn<T>(
 
 const itself = (tenant: string): Scope => ({ tenant, env: '', user: '' });
 
-async function existing({ database, limits }: Direct, tenant: string, env?: string): Promise<TenantRow> {
+export async function existing({ database, limits }: Direct, tenant: string, env?: string): Promise<TenantRow> {
   checked((check) => check.slug('tenant', tenant));
   const found = await getTenant(reader(database, itself(tenant), limits));
   if (!found) throw new UserError(`there is no tenant ${tenant}`);

@@ -10,6 +10,7 @@ import { ISOLATION } from './isolation.ts';
 import { LIVE } from './live.ts';
 import type { Mutant } from './mutant.ts';
 import { RULES } from './rules.ts';
+import { TRANSFER } from './transfer.ts';
 
 // Puts known bugs into a copy of the service, one at a time, and runs the tests that are there to catch them. Words on the
 // command line choose the mutants that have one of them in their name.
@@ -152,7 +153,7 @@ function show({ mutant, caught, how, ms }: Verdict): void {
 }
 
 const words = process.argv.slice(2);
-const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE];
+const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...TRANSFER];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));
 const verdicts: Verdict[] = [];

@@ -1,0 +1,168 @@
+import { randomUUID } from 'node:crypto';
+import { rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type pg from 'pg';
+import { readSchemaState } from '../db/migrate.ts';
+import type { Database } from '../db/pool.ts';
+import { query } from '../db/statement.ts';
+import { reader } from '../db/transaction.ts';
+import { UserError } from '../errors.ts';
+import { isDirectory, readTables, type Table } from './catalog.ts';
+import { type Batch, type Footer, type Header, read, spool } from './file.ts';
+import { CALL_MS, checkColumns, type Statements, scopeOf, statementsOf, type Target, take } from './rows.ts';
+import { exported } from './rules.ts';
+
+export interface ImportOptions {
+  /** `-` for stdin. */
+  file: string;
+  /** Where it goes, if elsewhere than where it comes from. */
+  tenant?: string | undefined;
+  env?: string | undefined;
+  /** Only checks and compares. */
+  dryRun: boolean;
+}
+
+export interface Imported {
+  rows: number;
+  tenant: string;
+  stored: number;
+  /** Whether the tenant was there: then it keeps its name, its policies and the members that it has. */
+  there: boolean;
+}
+
+/** How far it is: rows, and bytes of the file. */
+export type Tell = (phase: 'checked' | 'stored', rows: number, bytes: number) => void;
+
+/** An import under way: what the file says of itself, and where its rows go. */
+interface Import {
+  file: string;
+  tables: Map<string, Table>;
+  statements: Map<string, Statements>;
+  target: Target;
+  there: boolean;
+}
+
+/**
+ * Stores what an export holds. First the whole file is read: that it is whole, unaltered and differs nowhere from what is there
+ * already. Only then rows are stored, batch by batch, each batch whole or not at all. What is there already is left alone: so
+ * an import that was interrupted goes on when it is run again, and one that was not changes nothing.
+ */
+export async function importFrom(
+  options: ImportOptions,
+  client: pg.Client,
+  database: Database,
+  tell: Tell,
+): Promise<Imported> {
+  if (options.file === '-') {
+    const file = join(tmpdir(), `memoryd-import-${randomUUID()}`);
+    try {
+      await spool(file);
+      return await importFrom({ ...options, file }, client, database, tell);
+    } finally {
+      await rm(file, { force: true });
+    }
+  }
+  const { begun, footer } = await check(options, client, database, tell);
+  begun.target.about = { rows: footer.rows, sha256: footer.sha256 };
+  const stored = options.dryRun ? 0 : await store(begun, tell);
+  return { rows: footer.rows, tenant: begun.target.tenant, stored, there: begun.there };
+}
+
+const MOST_TOLD = 20;
+
+async function check(
+  { file, tenant, env }: ImportOptions,
+  client: pg.Client,
+  database: Database,
+  tell: Tell,
+): Promise<{ begun: Import; footer: Footer }> {
+  const tables = new Map(exported(await readTables((sql) => client.query(sql))).map((table) => [table.name, table]));
+  let begun: Import | undefined;
+  const begin = async (header: Header) => {
+    checkColumns(header, tables, await readSchemaState((sql) => client.query(sql)));
+    const { there, ...place } = await placeOf(client, header, tenant ?? header.tenant, env);
+    const statements = Object.entries(header.tables).map(
+      ([name, columns]) => [name, statementsOf(tables.get(name)!, columns)] as const,
+    );
+    const target = { database, ...place, about: {} };
+    begun = { file, tables, statements: new Map(statements), target, there };
+  };
+  const empty = new Map<string, boolean>();
+  const differing: string[] = [];
+  const visit = async (batch: Batch, bytes: number) => {
+    const { target, there } = begun!;
+    const statements = statementsFor(begun!, batch);
+    const name = `${batch.env} ${batch.table}`;
+    if (!empty.has(name)) empty.set(name, await isEmpty(target, tables.get(batch.table)!, batch.env));
+    if (!empty.get(name) && !(there && isDirectory(batch.table))) {
+      const outcome = await take(target, statements, batch, 'compare');
+      differing.push(...outcome.differing.map((key) => `${batch.table} ${key}`));
+      differing.splice(MOST_TOLD + 1);
+    }
+    tell('checked', batch.lines.length, bytes);
+  };
+  const footer = await read(file, visit, begin);
+  if (differing.length > 0) throw differs(file, begun!.target.tenant, differing);
+  return { begun: begun!, footer };
+}
+
+async function store(begun: Import, tell: Tell): Promise<number> {
+  const { file, target, there } = begun;
+  // Each env gets one event, with the first rows that change it.
+  const changed = new Set(['']);
+  let stored = 0;
+  const visit = async (batch: Batch, bytes: number) => {
+    const how = there && isDirectory(batch.table) ? 'add' : 'store';
+    const outcome = await take(target, statementsFor(begun, batch), batch, how, !changed.has(batch.env));
+    if (outcome.stored > 0) changed.add(batch.env);
+    stored += outcome.stored;
+    tell('stored', batch.lines.length, bytes);
+  };
+  await read(file, visit);
+  return stored;
+}
+
+function statementsFor({ file, statements, target }: Import, { env, table }: Batch): Statements {
+  const found = statements.get(table);
+  if (found && (env === '' || target.envs.has(env))) return found;
+  throw new UserError(`${file} has a row of ${env} ${table}, which its first line does not name`);
+}
+
+function differs(file: string, tenant: string, differing: string[]): UserError {
+  const lines = differing.slice(0, MOST_TOLD).map((key) => `\n  ${key}`);
+  const more = differing.length > MOST_TOLD ? '\n  …' : '';
+  return new UserError(
+    `${file} differs from what tenant ${tenant} holds already, so nothing was stored:${lines.join('')}${more}`,
+  );
+}
+
+/** Whether there is nothing to compare where the rows go. */
+async function isEmpty(target: Target, { name, ofEnv }: Table, env: string): Promise<boolean> {
+  const any = query(`select 1 as n from ${name} where tenant_id = $1 and ${ofEnv ? 'env' : `''`} = $2 limit 1`);
+  const limits = { deadline: Date.now() + CALL_MS };
+  return (await reader(target.database, scopeOf(target, env), limits).query(any)).length === 0;
+}
+
+type Place = Pick<Target, 'tenant' | 'envs' | 'languages'> & { there: boolean };
+
+const TENANT = 'select envs, array[search_language] || former_languages as languages from tenants where tenant_id = $1';
+
+/** Where the envs of a file go. What is less than a tenant needs one that is there. */
+async function placeOf(
+  client: pg.Client,
+  { envs: from, project }: Header,
+  tenant: string,
+  env: string | undefined,
+): Promise<Place> {
+  if (env !== undefined && from.length !== 1) {
+    throw new UserError(`--env is for an export of one env; this one has ${from.join(', ')}`);
+  }
+  const envs = new Map(from.map((name) => [name, env ?? name]));
+  const [found] = (await client.query(TENANT, [tenant])).rows;
+  if (!found && project)
+    throw new UserError(`there is no tenant ${tenant} to take project ${project}: create it first`);
+  const missing = [...envs.values()].filter((name) => found && !found.envs.includes(name));
+  if (missing.length > 0) throw new UserError(`tenant ${tenant} has no env ${missing.join(', ')}: add it first`);
+  return { tenant, there: found !== undefined, envs, languages: found?.languages ?? [] };
+}

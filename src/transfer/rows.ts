@@ -1,0 +1,184 @@
+import { v7 as uuidv7 } from 'uuid';
+import { audited } from '../db/change.ts';
+import { sqlState } from '../db/failure.ts';
+import type { SchemaState } from '../db/migrate.ts';
+import type { Database } from '../db/pool.ts';
+import { change, type Statement } from '../db/statement.ts';
+import { type Scope, type Stamp, type TenantTx, transaction } from '../db/transaction.ts';
+import { UserError } from '../errors.ts';
+import type { Table } from './catalog.ts';
+import type { Batch, Header } from './file.ts';
+import { ACTIONS, columnsOf, DERIVED } from './rules.ts';
+
+/** Where rows go. */
+export interface Target {
+  database: Database;
+  tenant: string;
+  /** The env of the file, and the one that it goes into. */
+  envs: Map<string, string>;
+  /** The languages in which the tenant's messages are found, the one of new ones first; none if it is not there yet. */
+  languages: string[];
+  /** What the audit trail says of the import. */
+  about: object;
+}
+
+/** What came of a batch. */
+export interface Outcome {
+  stored: number;
+  /** The keys of the first rows that are there otherwise. */
+  differing: string[];
+}
+
+interface Row {
+  stored: number;
+  differing: string[] | null;
+}
+
+export const CALL_MS = 10 * 60_000;
+
+/** Statements of one table: one that stores rows, and one that only compares them with what is there. */
+export interface Statements {
+  store: Statement<Row>;
+  compare: Statement<Row>;
+}
+
+// $11 are the lines. What is there is compared as it was before the statement.
+export function statementsOf(table: Table, columns: string[]): Statements {
+  const { name } = table;
+  const derived = DERIVED[name] ?? {};
+  const all = [...columns, ...Object.keys(derived)];
+  const replaced = REPLACED[name];
+  const given = columns
+    .map((column) => `${column === replaced?.column ? replaced.by : `r.${column}`} as ${column}`)
+    .join(', ');
+  const keys = table.key;
+  const joined = [
+    `t.tenant_id = $1`,
+    ...(table.ofEnv ? ['t.env = $2'] : []),
+    ...keys.map((key) => `t.${key} = g.${key}`),
+  ];
+  const place = table.ofEnv ? 'tenant_id, env' : 'tenant_id';
+  const values = all.map((column) => derived[column] ?? `g.${column}`).join(', ');
+  const rows = (row: string) => `(${columns.map((column) => `${row}.${column}`).join(', ')})`;
+  const input = `given as materialized (
+    select e.n, ${given}
+    from json_array_elements($11::json) with ordinality as e (line, n), json_populate_record(null::${name}, e.line -> 'row') r
+  ), same as materialized (
+    select g.n from given g join ${name} t on ${joined.join(' and ')} where ${rows('t')} is not distinct from ${rows('g')}
+  )`;
+  const keyOf = keys.length > 0 ? `json_build_array(${keys.map((key) => `g.${key}`).join(', ')})::text` : '$1';
+  const outcome = (stored: string, differing: string) => `
+    select ${stored} as stored,
+      (select json_agg(key) from (select ${keyOf} as key from given g where ${differing} order by n limit 5) d) as differing`;
+  const notThere = (cte: string) => `not exists (select from ${cte} x where x.n = g.n)`;
+  // One that is neither stored nor the same has met another row: of its key, or of another key that must be the only one.
+  const keyOfStored = keys.length > 0 ? keys.map((key) => `x.${key} = g.${key}`).join(' and ') : 'true';
+  return {
+    store: change<Row>(`
+      with ${input}, stored as (
+        insert into ${name} (${place}, ${all.join(', ')})
+        select $1, ${table.ofEnv ? '$2, ' : ''}${values} from given g where ${notThere('same')} order by g.n
+        on conflict do nothing
+        returning ${keys.length > 0 ? keys.join(', ') : 'tenant_id'}
+      )
+      ${outcome('(select count(*)::int from stored)', `${notThere('same')} and not exists (select from stored x where ${keyOfStored})`)}`),
+    compare: change<Row>(`
+      with ${input}
+      ${outcome('0', `${notThere('same')} and exists (select from ${name} t where ${joined.join(' and ')})`)}`),
+  };
+}
+
+/** Columns that are stored as the place of arrival has them, by $12. */
+const REPLACED: Record<string, { column: string; by: string; value: (target: Target) => string[] }> = {
+  tenants: { column: 'envs', by: '$12::text[]', value: ({ envs }) => [...envs.values()] },
+  // A message is found only in a language of its tenant.
+  messages: {
+    column: 'search_language',
+    by: 'case when cardinality($12::text[]) = 0 or r.search_language = any ($12) then r.search_language else ($12::text[])[1] end',
+    value: ({ languages }) => languages,
+  },
+};
+
+const AUDIT = change(`
+  with moved as (select 1), ${audited(ACTIONS.import, 'moved', { resource: `'tenants/' || $1`, metadata: '$11::jsonb' })}
+  select 1 from moved`);
+
+export const stampOf = (method: string): Stamp => ({
+  actor: 'cli',
+  method,
+  requestId: null,
+  fingerprint: null,
+  eventId: uuidv7(),
+  traceId: '',
+  requester: '',
+});
+
+export const scopeOf = ({ tenant, envs }: Target, env: string): Scope => ({
+  tenant,
+  env: env === '' ? '' : envs.get(env)!,
+  user: '',
+});
+
+/**
+ * Compares the rows of a batch with those that are there, or stores those that are not: all or none of them, but for `add`,
+ * which leaves what is there as it is.
+ */
+export async function take(
+  target: Target,
+  statements: Statements,
+  batch: Batch,
+  how: 'compare' | 'store' | 'add',
+  withEvent = false,
+): Promise<Outcome> {
+  const limits = { deadline: Date.now() + CALL_MS };
+  const work = async (tx: TenantTx): Promise<Outcome> => {
+    const replaced = REPLACED[batch.table]?.value(target);
+    const values = [`[${batch.lines.join(',')}]`, ...(replaced ? [replaced] : [])];
+    const [row] = await tx.query(how === 'compare' ? statements.compare : statements.store, values);
+    const outcome = { ...row!, differing: row!.differing ?? [] };
+    if (how === 'store' && outcome.differing.length > 0) throw new Differs(batch, outcome);
+    if (withEvent && outcome.stored > 0) await tx.query(AUDIT, [JSON.stringify(target.about)]);
+    return outcome;
+  };
+  try {
+    return await transaction(
+      target.database,
+      scopeOf(target, batch.env),
+      stampOf('cli/Import'),
+      limits,
+      { repeatable: true },
+      work,
+    );
+  } catch (error) {
+    const state = sqlState(error);
+    if (!/^2[23]/.test(state)) throw error;
+    // Postgres would tell the value as well.
+    throw new UserError(`a row of ${batch.table} does not fit the database (${state})`);
+  }
+}
+
+/** Rows are there with the same keys and other values. Nothing of the batch was stored. */
+export class Differs extends UserError {
+  constructor({ table }: Batch, { differing }: Outcome) {
+    super(`${table} ${differing.join(', ')}: there already, but not as in the file`);
+  }
+}
+
+/** Refuses what this database cannot take as it is. */
+export function checkColumns(header: Header, known: Map<string, Table>, here: SchemaState): void {
+  const { schema, tables } = header;
+  if (schema > here.version) {
+    throw new UserError(`it was exported at schema ${schema}, which is newer than this one, ${here.version}`);
+  }
+  if (schema < here.compatibleFrom) {
+    throw new UserError(
+      `it was exported at schema ${schema}; this database takes what was exported from ${here.compatibleFrom} on`,
+    );
+  }
+  for (const [name, columns] of Object.entries(tables)) {
+    const table = known.get(name);
+    const own = table && columnsOf(table).map((column) => column.name);
+    const missing = columns.filter((column) => !own?.includes(column));
+    if (missing.length > 0) throw new UserError(`it has ${name} (${missing.join(', ')}), which is not known here`);
+  }
+}

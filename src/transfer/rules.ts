@@ -1,0 +1,104 @@
+import type { Table } from './catalog.ts';
+
+// What of a tenant goes into an export. Everything does that is not named here: the tables and their columns are those of
+// the schema, so that a new table comes along by itself.
+
+/** Tables that stay where they are, each with the reason. */
+export const LEFT_OUT: Record<string, string> = {
+  requests: 'answers to retries of this place, partly sealed with its keys, and gone after a day',
+  expiry_stats: 'what the sweeps of this place have done',
+  dropped_threads: 'what the sweep has still to remove here, which an export leaves out',
+};
+
+/** Columns that the place of arrival fills itself. */
+export const COLUMNS_LEFT_OUT: Record<string, string[]> = {
+  // Transactions are numbered by each database for itself.
+  audit_events: ['xid'],
+};
+
+/** Columns that follow from others of the row. */
+export const DERIVED: Record<string, Record<string, string>> = {
+  messages: { tsv: 'message_tsv(search_language, content)' },
+};
+
+/** The actions that an export and an import leave in the audit trail. They tell of a place, and stay in it. */
+export const ACTIONS = { export: 'transfer.export', import: 'transfer.import' };
+
+/** The tables of which an export holds rows. */
+export const exported = (tables: Table[]): Table[] => tables.filter(({ name }) => !(name in LEFT_OUT));
+
+/** The columns of a table that an export holds. */
+export const columnsOf = ({ name, columns }: Table): Table['columns'] => {
+  const absent = [...(COLUMNS_LEFT_OUT[name] ?? []), ...Object.keys(DERIVED[name] ?? {})];
+  return columns.filter((column) => !absent.includes(column.name));
+};
+
+/** A condition on a row. $1 is the tenant, $2 the env, $3 the project if it is about one. */
+type Condition = (row: string) => string;
+
+const sameEnv = (a: string, b: string) => `${a}.tenant_id = ${b}.tenant_id and ${a}.env = ${b}.env`;
+
+const ofThread =
+  (inside: Condition): Condition =>
+  (row) =>
+    `exists (
+    select from threads th where ${sameEnv('th', row)} and th.user_id = ${row}.user_id and th.thread_uid = ${row}.thread_uid
+      and ${inside('th')})`;
+
+// What a deleted or cleared thread held waits for the sweep under a uid that no thread has any more.
+const ofLiveThread = ofThread((thread) => `${thread}.delete_time is null`);
+
+/** Tables of which not every row goes along. */
+export const ROWS: Record<string, Condition> = {
+  messages: ofLiveThread,
+  thread_events: ofLiveThread,
+  message_streams: ofLiveThread,
+  audit_events: (row) => `${row}.action not in ('${Object.values(ACTIONS).join("', '")}')`,
+};
+
+const session: Condition = (row) =>
+  `exists (select from sessions s where ${sameEnv('s', row)} and s.id = ${row}.session_id and s.project_id = $3)`;
+
+// A thread is of the project to which its sessions belong. One that sessions of two projects point to is of neither: it
+// would show the one what the other said. A deleted session keeps only threads that are deleted themselves.
+const threadOfProject: Condition = (row) => {
+  const pointing = (which: string) => `(
+      select from sessions s where ${sameEnv('s', row)} and s.user_id = ${row}.user_id and s.thread_id = ${row}.thread_id
+        and (s.delete_time is null or ${row}.delete_time is not null) and ${which})`;
+  return `exists ${pointing('s.project_id = $3')} and not exists ${pointing(`s.project_id not in ($3, '')`)}`;
+};
+
+/** How rows belong to a project, where neither a column `project_id`, a foreign key nor a session tells. */
+const OF_PROJECT: Record<string, Condition> = {
+  threads: threadOfProject,
+  messages: ofThread(threadOfProject),
+  thread_events: ofThread(threadOfProject),
+  message_streams: ofThread(threadOfProject),
+  bundles: (row) => `${row}.source_project_id = $3`,
+  audit_events: (row) =>
+    `(${session(row)} or starts_with(${row}.resource, 'projects/' || $3 || '/') or ${row}.resource = 'projects/' || $3)`,
+};
+
+/** Tables that belong to the tenant or to its users, and to no project. */
+export const OF_NO_PROJECT: Record<string, string> = {
+  tenants: 'the tenant itself',
+  tenant_members: 'who may come in',
+  profiles: 'what a person said of themselves',
+  profile_changes: 'how that came to be',
+};
+
+/** How rows of a table belong to a project, or undefined if nothing tells. */
+export function ofProject(table: Table, tables: Table[]): Condition | undefined {
+  const own = OF_PROJECT[table.name];
+  if (own || table.name in OF_NO_PROJECT) return own;
+  const has = (column: string) => table.columns.some(({ name }) => name === column);
+  if (has('project_id')) return (row) => `${row}.project_id = $3`;
+  for (const { target, columns, references } of table.parents) {
+    const parent = tables.find(({ name }) => name === target);
+    const inside = parent && parent !== table && ofProject(parent, tables);
+    if (!inside) continue;
+    const joined = (row: string) => columns.map((column, i) => `p.${references[i]} = ${row}.${column}`).join(' and ');
+    return (row) => `exists (select from ${target} p where ${joined(row)} and ${inside('p')})`;
+  }
+  return has('session_id') ? session : undefined;
+}

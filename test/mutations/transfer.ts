@@ -1,0 +1,47 @@
+import { type Mutant, mutant } from './mutant.ts';
+
+/** Bugs that move too much, too little, or something else. */
+export const TRANSFER: Mutant[] = [
+  mutant(
+    'an export holds what a deleted thread held',
+    'src/transfer/rules.ts',
+    'messages: ofLiveThread,\n',
+    '\n',
+    'transfer',
+  ),
+  mutant(
+    'an export of a project holds threads that another project shares',
+    'src/transfer/rules.ts',
+    "s.project_id not in ($3, '')",
+    'false',
+    'transfer',
+  ),
+  mutant(
+    'an import believes a file that was altered',
+    'src/transfer/file.ts',
+    'JSON.stringify(found) !== JSON.stringify(footer)',
+    'found.rows !== footer.rows',
+    'transfer',
+  ),
+  mutant(
+    'an import stores before it knows whether the rest differs',
+    'src/transfer/import.ts',
+    'if (differing.length > 0) throw differs',
+    'if (differing.length < 0) throw differs',
+    'transfer',
+  ),
+  mutant(
+    'a tenant appears before all of it is there',
+    'src/transfer/export.ts',
+    "...[...envs, ...(whole ? [''] : [])].flatMap(",
+    "...part(tables.find(({ name }) => name === 'tenants')!, ''), ...[...envs, ...(whole ? [''] : [])].flatMap(",
+    'transfer',
+  ),
+  mutant(
+    'a page of an export skips a row',
+    'src/transfer/export.ts',
+    'at = rows.at(-1)!.position;',
+    'at = rows.at(-1)!.position.map((key) => (/^\\d+$/.test(key) ? String(Number(key) + 1) : key));',
+    'transfer',
+  ),
+];

@@ -31,6 +31,13 @@ const CASES: Case[] = [
     merged: 'first: 1\ntitle: Plan\nlead: ana\nafter: 2\nbudget: 10\nlast: 3\n',
   },
   {
+    what: 'keys added by one who had nothing',
+    base: '{}',
+    ours: 'due: June\nlead: ana\n',
+    theirs: 'title: Plan\n',
+    merged: 'title: Plan\ndue: June\nlead: ana\n',
+  },
+  {
     what: 'different keys changed',
     base: BASE,
     ours: 'title: Plan\nlead: bo\nbudget: 10\n',
@@ -124,7 +131,7 @@ const CASES: Case[] = [
     base: BASE,
     ours: `${BASE}style:\n  tone: dry\n`,
     theirs: `${BASE}style:\n  person: we\n`,
-    merged: `${BASE}style:\n  tone: dry\n  person: we\n`,
+    merged: `${BASE}style:\n  person: we\n  tone: dry\n`,
   },
   {
     what: 'a value that became a map here and another value there',

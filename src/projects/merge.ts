@@ -161,7 +161,7 @@ function mergeNotes(base: object | undefined, ours: object, theirs: object): voi
 
 /**
  * The order of whoever alone reordered what all three have, else theirs. What only the other side has comes after what it comes
- * after there.
+ * after there, or last if nothing there is here.
  */
 function arrange(base: number[], ours: number[], theirs: number[]): number[] {
   const [inOurs, inTheirs] = [new Set(ours), new Set(theirs)];
@@ -176,7 +176,8 @@ function arrange(base: number[], ours: number[], theirs: number[]): number[] {
     if (placed.has(key)) last = key;
     else after.set(last, [...(after.get(last) ?? []), key]);
   }
-  return [undefined, ...first].flatMap((key) => [...(key === undefined ? [] : [key]), ...(after.get(key) ?? [])]);
+  const [lead, rest] = [after.get(undefined) ?? [], first.flatMap((key) => [key, ...(after.get(key) ?? [])])];
+  return last === undefined ? [...rest, ...lead] : [...lead, ...rest];
 }
 
 function idOf(item: Node): Node | undefined {

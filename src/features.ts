@@ -14,17 +14,18 @@ import { ProjectMemoryServiceDefinition, ProjectMemoryServiceService } from './g
 import { inputHandlers } from './inputs/service.ts';
 import { startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
+import { forgetWords } from './memories/texts.ts';
 import { countUses } from './memories/uses.ts';
 import { profileHandlers } from './profiles/service.ts';
 import { projectHandlers } from './projects/service.ts';
 import { implement } from './rpc/implement.ts';
+import { rederive } from './search/rederive.ts';
 import type { Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
 import { startJanitor } from './streams/janitor.ts';
 import { streamHandlers } from './streams/service.ts';
 import { sweep } from './tenants/expiry.ts';
 import { adminAccess, adminHandlers } from './tenants/service.ts';
-import { rederive } from './threads/rederive.ts';
 import { removalHandlers } from './threads/removal-service.ts';
 import { searchHandlers } from './threads/search-service.ts';
 import { conversationHandlers } from './threads/service.ts';
@@ -105,6 +106,7 @@ export const features: Features = {
       [
         { name: 'sweep', everyMinutes, run: removed },
         { name: 'rederive', everyMinutes, run: derived },
+        { name: 'forget-words', everyMinutes, run: (signal) => forgetWords(database, signal) },
       ],
       log,
     ).catch(async (error) => {

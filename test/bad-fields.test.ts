@@ -5,7 +5,7 @@ import { type Callers, startCallers } from './fixtures/callers.ts';
 import { PROBES } from './fixtures/probes.ts';
 import { RPCS } from './fixtures/rpcs.ts';
 import { type Leaf, leavesOf } from './fixtures/schema.ts';
-import { type Bytes, double, mask, nested, struct, text, time, value, varint } from './fixtures/wire.ts';
+import { type Bytes, double, float, mask, nested, struct, text, time, value, varint } from './fixtures/wire.ts';
 
 interface Bad {
   what: string;
@@ -158,6 +158,11 @@ function casesOf({ kind, comment, input, repeated, lastNumber, path }: Leaf): { 
       for (const number of [least, most, (least + most) / 2]) right.push(bad(`${number}`, double(number)));
       break;
     }
+    case 'float':
+      for (const number of [0, Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])
+        wrong.push(bad(`${number} alone`, float(number)));
+      for (const number of [-1, 1e-38, 3e38]) right.push(bad(`${number}`, float(number)));
+      break;
     case 'enum':
       if (!input) break;
       wrong.push(

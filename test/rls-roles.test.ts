@@ -123,7 +123,7 @@ describe('database roles', () => {
     expect(await refusal(as(appUrl(), {}, ['select from graphile_worker.jobs']))).to.equal(REFUSED);
   });
 
-  it('shows memoryd_search the words of messages and where they are, and no content', async () => {
+  it('shows memoryd_search words and where they are, metadata that it filters by, and no content', async () => {
     const rights = await runSql(
       ownerUrl(),
       `select c.relname || ': ' || string_agg(a.attname, ' ' order by a.attname) as columns
@@ -132,6 +132,10 @@ describe('database roles', () => {
        group by c.relname order by 1`,
     );
     expect(rights.map(({ columns }) => columns)).to.deep.equal([
+      'memories: delete_time env expire_time id tenant_id version',
+      'memory_texts: env memory_id project_id search_language tenant_id tsv version',
+      'memory_versions: env memory_id metadata tenant_id version',
+      'memory_words: env project_id tenant_id word',
       'messages: create_time env id role search_language session_id tenant_id thread_uid tsv user_id',
       'tenants: former_languages search_language tenant_id',
       'threads: delete_time env tenant_id thread_id thread_uid user_id',

@@ -51,6 +51,14 @@ describe('row-level security', () => {
         `insert into message_streams values ($1, $2, gen_random_uuid(), gen_random_uuid(), 1, 'user', null, gen_random_uuid(), 0, now() + interval '1 hour')`,
         [place.tenant, place.env],
       );
+      // The embedding itself has a column only where its extension is installed.
+      await runSql(
+        ownerUrl(),
+        `insert into memory_embeddings select r.* from memories m, jsonb_populate_record(null::memory_embeddings, jsonb_build_object('tenant_id', $1::text,
+           'env', $2::text, 'memory_id', m.id, 'project_id', m.project_id, 'version', 1, 'dimension', 1, 'embedding', '[1]')) r
+         where m.tenant_id = $1 and m.env = $2 limit 1`,
+        [place.tenant, place.env],
+      );
     }
     client.close();
     await server.stop();

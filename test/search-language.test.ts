@@ -1,7 +1,7 @@
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
+import { rederive } from '../src/search/rederive.ts';
 import type { RunningServer } from '../src/server.ts';
-import { rederive } from '../src/threads/rederive.ts';
 import { type Searching, searching } from './fixtures/search.ts';
 import {
   allPages,

@@ -8,8 +8,8 @@ import {
 } from '../src/gen/memory/v1/conversation_service.ts';
 import type { DeepPartial } from '../src/gen/memory/v1/memory_service.ts';
 import { MessageRole, MessageState } from '../src/gen/memory/v1/message.ts';
+import { rederive } from '../src/search/rederive.ts';
 import type { RunningServer } from '../src/server.ts';
-import { rederive } from '../src/threads/rederive.ts';
 import { as as asRole, REFUSED, refusal } from './fixtures/roles.ts';
 import { type Searching, searching } from './fixtures/search.ts';
 import {

@@ -31,6 +31,27 @@ do $$ begin execute format('grant memoryd_jobs to %I', current_user); end $$;
 grant memoryd_jobs to memoryd_app; -- to become it for background jobs; noinherit: nothing of it otherwise
 `;
 
+// The extension `vector` needs a superuser nearly everywhere, so it may come later than the migrations, or never. There are
+// no embeddings without the column: rows that are left of an extension that was dropped hold none.
+const EMBEDDINGS = `
+do $$ begin
+  if to_regclass('memory_embeddings') is null then return; end if;
+  if to_regtype('vector') is null and exists (select from pg_available_extensions where name = 'vector') then
+    begin
+      create extension vector;
+    exception when insufficient_privilege then null;
+    end;
+  end if;
+  if to_regtype('vector') is not null and not exists (
+    select from pg_attribute where attrelid = 'memory_embeddings'::regclass and attname = 'embedding' and not attisdropped
+  ) then
+    truncate memory_embeddings;
+    alter table memory_embeddings add column embedding vector not null;
+    -- Not in parts elsewhere as long as the row fits a page: a search reads all of a project.
+    alter table memory_embeddings alter column embedding set storage main;
+  end if;
+end $$`;
+
 // Whoever wants a table after a migration that waits for it queues behind the migration. So it waits only briefly, lets
 // them pass, and tries again: a long transaction of somebody else holds up the migration and nobody else.
 const LOCK_WAIT_MS = 500;
@@ -88,6 +109,7 @@ export async function migrate(connectionString: string | undefined, folder = MIG
     await db.migrate.forceFreeMigrationsLock().catch(() => {});
     const before = await completed(db);
     await patiently(() => db.migrate.latest());
+    await patiently(() => db.raw(EMBEDDINGS));
     await migrateJobs(connectionString, lock);
     if (lost) throw lost;
     return (await completed(db)).filter((file) => !before.includes(file));

@@ -7,6 +7,8 @@ import { Memory, MemoryVersion } from '../gen/memory/v1/project_memory.ts';
 import { deleted, etagMismatch, notFound, type RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
 import type { JsonObject } from '../wire/struct.ts';
+import { admitEmbedding, WITH_EMBEDDING, WITHOUT_EMBEDDING } from './embeddings.ts';
+import { indexed } from './texts.ts';
 
 const KEPT_VERSIONS = 100;
 
@@ -51,7 +53,10 @@ export function memoryFromRow(row: SavedRow & Content & Partial<MemoryRow>): Mem
   } as object);
 }
 
-/** The CTEs that go with a CTE `saved`, a new version of a memory: the oldest version is forgotten, and the use noted. */
+/**
+ * The CTEs that go with `saved` and `content`, a new version of a memory and its row: the oldest version is forgotten, the use
+ * noted, and what is searched replaced.
+ */
 const VERSIONED = `pruned as (
     delete from memory_versions v using saved
     where v.tenant_id = $1 and v.env = $2 and v.memory_id = saved.id and v.version <= saved.version - ${KEPT_VERSIONS}
@@ -61,7 +66,9 @@ const VERSIONED = `pruned as (
     select $1, $2, id, project_id, update_time from saved
     on conflict (tenant_id, env, memory_id) do update set use_time = greatest(u.use_time, excluded.use_time)
     returning 1
-  )`;
+  ), searched as (
+    select saved.id, saved.project_id, saved.key, saved.version, content.value from saved, content
+  ), ${indexed('searched')}`;
 
 const about = {
   resource: `'projects/' || project_id || '/memories/' || id`,
@@ -73,7 +80,8 @@ const RETIRE = query(`
   delete from memories
   where tenant_id = $1 and env = $2 and project_id = $4 and key = $5 and delete_time is null and expire_time <= now()`);
 
-const PUT = change<SavedRow & { created: boolean }>(`
+const put = (embedding: string) =>
+  change<SavedRow & { created: boolean }>(`
   with saved as (
     insert into memories as m (tenant_id, env, id, project_id, key, version, create_time, update_time, expire_time, created_by, updated_by)
     select $1, $2, $11::uuid, $12::text, $13::text, 1, c.at, c.at, coalesce($16::timestamptz, c.at + make_interval(secs => $17::float8)), $3, $3
@@ -88,8 +96,8 @@ const PUT = change<SavedRow & { created: boolean }>(`
   ), content as (
     insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, create_time, created_by)
     select $1, $2, id, version, $14::text, $15::jsonb, update_time, $3 from saved
-    returning 1
-  ), ${VERSIONED}, ${audited('memories.put', 'saved', about)}, ${requested('saved')}
+    returning value
+  ), ${VERSIONED}, ${embedding}, ${audited('memories.put', 'saved', about)}, ${requested('saved')}
   select * from saved`);
 
 export interface Put {
@@ -101,13 +109,20 @@ export interface Put {
   ttlSeconds?: number | undefined;
   /** The version that the stored memory must have. */
   version?: number | undefined;
+  embedding: number[];
 }
+
+const PUT = put(WITHOUT_EMBEDDING);
+const PUT_EMBEDDED = put(WITH_EMBEDDING);
 
 /** Gives no rows if it refused: see {@link whyNotSaved}. */
 export async function putMemory(tx: TenantTx, put: Put): Promise<(SavedRow & { created: boolean })[]> {
-  const { projectId, key, value, metadata, expireTime, ttlSeconds, version } = put;
+  const { projectId, key, value, metadata, expireTime, ttlSeconds, version, embedding } = put;
   await tx.query(RETIRE, [projectId, key]);
-  return tx.final(PUT, [uuidv7(), projectId, key, value, json(metadata), expireTime, ttlSeconds, version]);
+  const values = [uuidv7(), projectId, key, value, json(metadata), expireTime, ttlSeconds, version];
+  if (embedding.length === 0) return tx.final(PUT, values);
+  await admitEmbedding(tx, projectId, embedding);
+  return tx.final(PUT_EMBEDDED, [...values, embedding.length, json(embedding)]);
 }
 
 const RESTORE = change<SavedRow & { restored: number }>(`
@@ -123,8 +138,8 @@ const RESTORE = change<SavedRow & { restored: number }>(`
   ), content as (
     insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, restored_version, create_time, created_by)
     select $1, $2, saved.id, saved.version, wanted.value, wanted.metadata, wanted.version, saved.update_time, $3 from saved, wanted
-    returning 1
-  ), ${VERSIONED}, ${audited('memories.restore', 'saved', about)}, ${requested('saved')}
+    returning value
+  ), ${VERSIONED}, ${WITHOUT_EMBEDDING}, ${audited('memories.restore', 'saved', about)}, ${requested('saved')}
   select * from saved`);
 
 /** Gives no rows if it refused: see {@link whyNotSaved}. */
@@ -146,10 +161,14 @@ const DELETE = change<{ id: string }>(`
   ), emptied as (
     delete from memory_versions v using gone where v.tenant_id = $1 and v.env = $2 and v.memory_id = gone.id
     returning 1
-  ), unused as (
-    delete from memory_uses u using gone where u.tenant_id = $1 and u.env = $2 and u.memory_id = gone.id
+  ), ${['memory_uses', 'memory_texts', 'memory_embeddings']
+    .map(
+      (table) => `gone_${table} as (
+    delete from ${table} t using gone where t.tenant_id = $1 and t.env = $2 and t.memory_id = gone.id
     returning 1
-  ), ${audited('memories.delete', 'gone', about)}, ${requested('gone')}
+  )`,
+    )
+    .join(', ')}, ${audited('memories.delete', 'gone', about)}, ${requested('gone')}
   select id from gone`);
 
 export interface Key {

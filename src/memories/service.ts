@@ -2,6 +2,7 @@ import { timestampText } from '../db/statement.ts';
 import type { ProjectMemoryServiceService } from '../gen/memory/v1/project_memory_service.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check, expiryOf, revisionOf } from '../rpc/validate.ts';
+import { checkEmbedding, expectEmbeddable } from './embeddings.ts';
 import {
   contentAt,
   deleteMemory,
@@ -16,10 +17,12 @@ import {
   whyNotPut,
   whyNotSaved,
 } from './repository.ts';
+import { type SearchPosition, searchMemories } from './search.ts';
 import type { Uses } from './uses.ts';
 
 const KEY_CHARACTERS = 256;
 const VALUE_BYTES = 64 * 1024;
+const QUERY_CHARACTERS = 1000;
 
 function checkKey(check: Check, { projectId, key }: Key): void {
   check.id('project_id', projectId);
@@ -33,6 +36,7 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
     check.content('value', request.value, VALUE_BYTES);
     check.struct('metadata', request.metadata);
     check.expiration(request.expiration);
+    checkEmbedding(check, request.embedding);
     check.etag('etag', request.etag);
     check.optionalUuid('request_id', request.requestId);
     check.done();
@@ -85,6 +89,33 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
     );
     call.count('read', 'memories', rows.length);
     return { memories: rows.map(memoryFromRow), nextPageToken };
+  },
+
+  async searchMemories(request, call) {
+    const { projectId, embedding } = request;
+    const check = new Check();
+    check.id('project_id', projectId);
+    check.text('query', request.query, QUERY_CHARACTERS, embedding.length > 0 ? 0 : 1);
+    checkEmbedding(check, embedding);
+    check.struct('metadata_filter', request.metadataFilter);
+    check.page(request);
+    check.done();
+
+    if (embedding.length > 0) await expectEmbeddable(call.db, projectId, embedding);
+    const page = call.page(request);
+    const found = await searchMemories(call.db, request, page.after as SearchPosition | undefined, page.limit);
+    const { rows, nextPageToken } = page.cut(found.rows, found.position, (row) => row.byteSize);
+    uses.count(
+      call.db.scope,
+      rows.map((row) => row.id),
+    );
+    call.count('read', 'memories', rows.length);
+    const results = rows.map((row) => ({
+      memory: memoryFromRow(row),
+      score: row.score,
+      snippets: found.snippetsOf(row),
+    }));
+    return { results, nextPageToken };
   },
 
   async listMemoryVersions(request, call) {

@@ -57,6 +57,8 @@ export const deleted = (what: string) => new RpcError(status.NOT_FOUND, 'DELETED
 export const denied = (reason: string, message: string) => new RpcError(status.PERMISSION_DENIED, reason, message);
 export const unauthenticated = (reason: string, message: string) =>
   new RpcError(status.UNAUTHENTICATED, reason, message);
+export const notInstalled = (extension: string, message: string) =>
+  new RpcError(status.FAILED_PRECONDITION, 'CAPABILITY_NOT_INSTALLED', message, { metadata: { extension } });
 export const etagMismatch = (etag: string) =>
   new RpcError(status.ABORTED, 'ETAG_MISMATCH', 'the etag is not the current one', { metadata: { etag } });
 export const staleToken = () =>

@@ -3,6 +3,7 @@ import { query } from '../db/statement.ts';
 import { type TenantDb, transaction } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ExpiryStats } from '../gen/memory/v1/admin_service.ts';
+import { everyPlace } from './places.ts';
 
 const BATCH = 1000;
 /** Of sessions, which take along all that their turns left: thousands of rows each. */
@@ -65,35 +66,21 @@ const SWEEP = query<{ kind: string; n: number }>(`
   )
   select kind, n from counts`);
 
-const TENANTS = query<{ tenantId: string; envs: string[] }>(
-  `select tenant_id, envs from tenants where tenant_id > $4 order by tenant_id limit 1000`,
-);
-
-const DIRECTORY = { tenant: '', env: '', user: '' };
-
 /** Removes what has expired, of all tenants, in batches. Resolves to the counts by kind. */
 export async function sweep(database: Database, signal?: AbortSignal): Promise<Map<string, number>> {
   const total = new Map<string, number>();
-  const limits = () => ({ deadline: Date.now() + 60_000, signal });
-  let after = '';
-  for (;;) {
-    const tenants = await transaction(database, DIRECTORY, undefined, limits(), { repeatable: true }, (tx) =>
-      tx.final(TENANTS, [after]),
-    );
-    const scopes = tenants.flatMap(({ tenantId, envs }) => envs.map((env) => ({ tenant: tenantId, env, user: '' })));
-    for (const scope of scopes) {
-      for (let more = true; more; ) {
-        signal?.throwIfAborted();
-        const counts = await transaction(database, scope, undefined, limits(), { repeatable: true }, (tx) =>
-          tx.final(SWEEP),
-        );
-        for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
-        more = counts.some(({ kind, n }) => n >= (KINDS.find((of) => of.kind === kind)!.batch ?? BATCH));
-      }
+  await everyPlace(database, signal, async (scope) => {
+    for (let more = true; more; ) {
+      signal?.throwIfAborted();
+      const limits = { deadline: Date.now() + 60_000, signal };
+      const counts = await transaction(database, scope, undefined, limits, { repeatable: true }, (tx) =>
+        tx.final(SWEEP),
+      );
+      for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
+      more = counts.some(({ kind, n }) => n >= (KINDS.find((of) => of.kind === kind)!.batch ?? BATCH));
     }
-    if (tenants.length === 0) return total;
-    after = tenants.at(-1)!.tenantId;
-  }
+  });
+  return total;
 }
 
 const STATS = query<{ kind: string; sweptCount: number; pendingCount: number; lastSweepTime: Timestamp | null }>(`

@@ -1,9 +1,10 @@
-import { randomBytes } from 'node:crypto';
 import { query, timestampText } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
-import type { SearchMessagesRequest, Snippet } from '../gen/memory/v1/conversation_service.ts';
+import type { SearchMessagesRequest } from '../gen/memory/v1/conversation_service.ts';
+import type { Snippet } from '../gen/memory/v1/snippet.ts';
+import { makeMarks } from '../search/snippets.ts';
+import { searchWords } from '../search/words.ts';
 import type { MessageRow } from './repository.ts';
-import { searchWords } from './search-query.ts';
 
 // The function looks, as it sees through row-level security; what it found is read here, under the policies. Snippets cost
 // more than all the rest, so they are made only of what the page holds: rows past 1 MiB are dropped before.
@@ -50,9 +51,7 @@ export async function searchMessages(
 ): Promise<Found> {
   const words = searchWords(typed);
   if (!words) return { rows: [], snippetsOf: () => [] };
-  // Marks that no message can hold by itself, as nobody knows them beforehand.
-  const mark = randomBytes(16).toString('hex');
-  const options = `StartSel=${mark}[, StopSel=${mark}], FragmentDelimiter=${mark}|, MaxFragments=3, MinWords=5, MaxWords=20, ShortWord=0`;
+  const { options, snippetsOf } = makeMarks();
   const filters = [
     threadId,
     sessionId || null,
@@ -62,30 +61,5 @@ export async function searchMessages(
   ];
   const [rank, id, newestId] = after ?? [];
   const rows = await db.query(SEARCH, [words, ...filters, newestId, rank, id, limit, options]);
-  return { rows, snippetsOf: ({ headline }) => snippets(headline, mark) };
-}
-
-function snippets(headline: string, mark: string): Snippet[] {
-  return headline.split(`${mark}|`).map((passage) => {
-    const [before = '', ...rest] = passage.split(`${mark}[`);
-    const pieces = rest.flatMap((part) => {
-      const [match = '', between = ''] = part.split(`${mark}]`);
-      return [
-        { text: match, match: true },
-        { text: between, match: false },
-      ];
-    });
-    const whole = [{ text: before, match: false }, ...pieces].filter((piece) => piece.text);
-    return { pieces: whole.map(({ text, match }) => ({ text: shortened(text), match })) };
-  });
-}
-
-const MAX_PIECE = 300;
-
-/** A word may be as long as a message. */
-function shortened(text: string): string {
-  const characters = [...text];
-  if (characters.length <= MAX_PIECE) return text;
-  const half = MAX_PIECE / 2;
-  return `${characters.slice(0, half - 1).join('')}…${characters.slice(-half).join('')}`;
+  return { rows, snippetsOf: ({ headline }) => snippetsOf(headline) };
 }

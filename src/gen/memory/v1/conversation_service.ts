@@ -30,6 +30,7 @@ import { Message, MessageRole, Thread } from "./message.ts";
 import { Profile } from "./profile.ts";
 import { Memory } from "./project_memory.ts";
 import { PinnedRef, Session, SummaryRef } from "./session.ts";
+import { Snippet } from "./snippet.ts";
 import { ThreadEvent } from "./thread_event.ts";
 import { SessionTaskData, Turn, TurnLease, TurnReport } from "./turn.ts";
 
@@ -347,23 +348,6 @@ export interface SearchResult {
    * to show.
    */
   snippets: Snippet[];
-}
-
-/**
- * A passage of a message. The texts of its pieces, put together, are the passage. They are plain text from the message,
- * nothing in them is escaped: escape each piece before putting it into HTML. Tags of HTML or XML in the message are left out.
- */
-export interface Snippet {
-  /** The pieces, in order. */
-  pieces: SnippetPiece[];
-}
-
-/** A piece of a snippet. */
-export interface SnippetPiece {
-  /** The text. One of more than 300 characters is shortened by `…` in its middle. */
-  text: string;
-  /** Whether it matches the query. */
-  match: boolean;
 }
 
 /** The request of ListThreads. */
@@ -2633,128 +2617,6 @@ export const SearchResult: MessageFns<SearchResult> = {
       : undefined;
     message.rank = object.rank ?? 0;
     message.snippets = object.snippets?.map((e) => Snippet.fromPartial(e)) || [];
-    return message;
-  },
-};
-
-function createBaseSnippet(): Snippet {
-  return { pieces: [] };
-}
-
-export const Snippet: MessageFns<Snippet> = {
-  encode(message: Snippet, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    for (const v of message.pieces) {
-      SnippetPiece.encode(v!, writer.uint32(10).fork()).join();
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): Snippet {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseSnippet();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.pieces.push(SnippetPiece.decode(reader, reader.uint32()));
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        reader.skip(tag & 7);
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create<I extends Exact<DeepPartial<Snippet>, I>>(base?: I): Snippet {
-    return Snippet.fromPartial(base ?? ({} as any));
-  },
-  fromPartial<I extends Exact<DeepPartial<Snippet>, I>>(object: I): Snippet {
-    const message = createBaseSnippet();
-    message.pieces = object.pieces?.map((e) => SnippetPiece.fromPartial(e)) || [];
-    return message;
-  },
-};
-
-function createBaseSnippetPiece(): SnippetPiece {
-  return { text: "", match: false };
-}
-
-export const SnippetPiece: MessageFns<SnippetPiece> = {
-  encode(message: SnippetPiece, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.text !== "") {
-      writer.uint32(10).string(message.text);
-    }
-    if (message.match !== false) {
-      writer.uint32(16).bool(message.match);
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): SnippetPiece {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseSnippetPiece();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.text = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.match = reader.bool();
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        reader.skip(tag & 7);
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create<I extends Exact<DeepPartial<SnippetPiece>, I>>(base?: I): SnippetPiece {
-    return SnippetPiece.fromPartial(base ?? ({} as any));
-  },
-  fromPartial<I extends Exact<DeepPartial<SnippetPiece>, I>>(object: I): SnippetPiece {
-    const message = createBaseSnippetPiece();
-    message.text = object.text ?? "";
-    message.match = object.match ?? false;
     return message;
   },
 };

@@ -44,7 +44,7 @@ export interface Memory {
   lastAccessTime:
     | Timestamp
     | undefined;
-  /** Output only. How often it was read, by GetMemory and ListMemories. It may lag a second, and a crash may lose that second. */
+  /** Output only. How often it was read, by GetMemory, ListMemories and SearchMemories. It may lag a second, and a crash may lose that second. */
   accessCount: number;
   /** Output only. When the memory expires. Absent if it never does. */
   expireTime:

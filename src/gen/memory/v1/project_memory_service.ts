@@ -22,6 +22,7 @@ import { Struct } from "../../../wire/struct.ts";
 import { Duration } from "../../google/protobuf/duration.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { Memory, MemoryVersion } from "./project_memory.ts";
+import { Snippet } from "./snippet.ts";
 
 export const protobufPackage = "memory.v1";
 
@@ -52,6 +53,12 @@ export interface PutMemoryRequest {
   etag: string;
   /** Optional. A UUID that makes the call idempotent. */
   requestId: string;
+  /**
+   * Optional. What SearchMemories compares with its `embedding`: finite numbers that are not all 0, at most 2,000, by any model.
+   * All embeddings of a project have as many numbers as its first one; another number is possible once none is left.
+   * It needs the Postgres extension `vector`, else the request is `FAILED_PRECONDITION` (`CAPABILITY_NOT_INSTALLED`).
+   */
+  embedding: number[];
 }
 
 /** The response of PutMemory. */
@@ -103,6 +110,63 @@ export interface ListMemoriesResponse {
   memories: Memory[];
   /** Where the next page begins. Empty on the last one. */
   nextPageToken: string;
+}
+
+/** The request of SearchMemories. */
+export interface SearchMemoriesRequest {
+  /** Required. The project, 1 to 128 characters. */
+  projectId: string;
+  /**
+   * Required, unless `embedding` is given. What to look for, at most 1,000 characters. All words must be in the memory.
+   * `"two words"` is a phrase, `reven*` a prefix, `-word`, `-"a phrase"` and `-prefix*` must not be there, and a capital `OR`
+   * stands between alternatives. What stands in quotes, for a prefix or to be left out is never taken for misspelt.
+   */
+  query: string;
+  /**
+   * Optional. The embedding of what to look for, by the model of the project's embeddings: as many finite numbers as these have,
+   * not all 0, at most 2,000.
+   */
+  embedding: number[];
+  /**
+   * Optional. Only memories whose metadata contains this, at most 64 KiB as JSON and 32 levels deep: objects contain others
+   * with fewer keys, lists others with fewer elements.
+   */
+  metadataFilter:
+    | { [key: string]: any }
+    | undefined;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB of memories. */
+  pageSize: number;
+  /**
+   * Optional. The `next_page_token` of the page before, with the same other fields. What changes between two pages may change
+   * places, and so be on both or on none.
+   */
+  pageToken: string;
+}
+
+/** The response of SearchMemories. */
+export interface SearchMemoriesResponse {
+  /** What was found, best match first. */
+  results: MemoryResult[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** A memory that was found. */
+export interface MemoryResult {
+  /** The memory. */
+  memory:
+    | Memory
+    | undefined;
+  /**
+   * How well it matches: comparable within one search, greater is better. By words, it is 1 or more where they are there as they
+   * were typed, and less than 1 where others may have been meant. With an embedding, the sum of 1/(60 + place) over both orders.
+   */
+  score: number;
+  /**
+   * Where the value matches: at most 3 passages, of up to about 20 words each. The beginning of the value where there is nothing
+   * to show.
+   */
+  snippets: Snippet[];
 }
 
 /** The request of ListMemoryVersions. */
@@ -162,7 +226,16 @@ export interface DeleteMemoryResponse {
 }
 
 function createBasePutMemoryRequest(): PutMemoryRequest {
-  return { projectId: "", key: "", value: "", metadata: undefined, expiration: undefined, etag: "", requestId: "" };
+  return {
+    projectId: "",
+    key: "",
+    value: "",
+    metadata: undefined,
+    expiration: undefined,
+    etag: "",
+    requestId: "",
+    embedding: [],
+  };
 }
 
 export const PutMemoryRequest: MessageFns<PutMemoryRequest> = {
@@ -192,6 +265,13 @@ export const PutMemoryRequest: MessageFns<PutMemoryRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(66).string(message.requestId);
+    }
+    if (message.embedding.length !== 0) {
+      writer.uint32(74).fork();
+      for (const v of message.embedding) {
+        writer.float(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -273,6 +353,24 @@ export const PutMemoryRequest: MessageFns<PutMemoryRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 9: {
+            if (tag === 77) {
+              message.embedding.push(reader.float());
+
+              continue;
+            }
+
+            if (tag === 74) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.embedding.push(reader.float());
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -310,6 +408,7 @@ export const PutMemoryRequest: MessageFns<PutMemoryRequest> = {
     }
     message.etag = object.etag ?? "";
     message.requestId = object.requestId ?? "";
+    message.embedding = object.embedding?.map((e) => e) || [];
     return message;
   },
 };
@@ -673,6 +772,283 @@ export const ListMemoriesResponse: MessageFns<ListMemoriesResponse> = {
     const message = createBaseListMemoriesResponse();
     message.memories = object.memories?.map((e) => Memory.fromPartial(e)) || [];
     message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseSearchMemoriesRequest(): SearchMemoriesRequest {
+  return { projectId: "", query: "", embedding: [], metadataFilter: undefined, pageSize: 0, pageToken: "" };
+}
+
+export const SearchMemoriesRequest: MessageFns<SearchMemoriesRequest> = {
+  encode(message: SearchMemoriesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.query !== "") {
+      writer.uint32(18).string(message.query);
+    }
+    if (message.embedding.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.embedding) {
+        writer.float(v);
+      }
+      writer.join();
+    }
+    if (message.metadataFilter !== undefined) {
+      Struct.encode(Struct.wrap(message.metadataFilter), writer.uint32(34).fork()).join();
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(40).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(50).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SearchMemoriesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSearchMemoriesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.query = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag === 29) {
+              message.embedding.push(reader.float());
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.embedding.push(reader.float());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.metadataFilter = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SearchMemoriesRequest>, I>>(base?: I): SearchMemoriesRequest {
+    return SearchMemoriesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SearchMemoriesRequest>, I>>(object: I): SearchMemoriesRequest {
+    const message = createBaseSearchMemoriesRequest();
+    message.projectId = object.projectId ?? "";
+    message.query = object.query ?? "";
+    message.embedding = object.embedding?.map((e) => e) || [];
+    message.metadataFilter = object.metadataFilter ?? undefined;
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseSearchMemoriesResponse(): SearchMemoriesResponse {
+  return { results: [], nextPageToken: "" };
+}
+
+export const SearchMemoriesResponse: MessageFns<SearchMemoriesResponse> = {
+  encode(message: SearchMemoriesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.results) {
+      MemoryResult.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SearchMemoriesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSearchMemoriesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.results.push(MemoryResult.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<SearchMemoriesResponse>, I>>(base?: I): SearchMemoriesResponse {
+    return SearchMemoriesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SearchMemoriesResponse>, I>>(object: I): SearchMemoriesResponse {
+    const message = createBaseSearchMemoriesResponse();
+    message.results = object.results?.map((e) => MemoryResult.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseMemoryResult(): MemoryResult {
+  return { memory: undefined, score: 0, snippets: [] };
+}
+
+export const MemoryResult: MessageFns<MemoryResult> = {
+  encode(message: MemoryResult, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.memory !== undefined) {
+      Memory.encode(message.memory, writer.uint32(10).fork()).join();
+    }
+    if (message.score !== 0) {
+      writer.uint32(21).float(message.score);
+    }
+    for (const v of message.snippets) {
+      Snippet.encode(v!, writer.uint32(26).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MemoryResult {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMemoryResult();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.memory = Memory.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 21) {
+              break;
+            }
+
+            message.score = reader.float();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.snippets.push(Snippet.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<MemoryResult>, I>>(base?: I): MemoryResult {
+    return MemoryResult.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<MemoryResult>, I>>(object: I): MemoryResult {
+    const message = createBaseMemoryResult();
+    message.memory = (object.memory !== undefined && object.memory !== null)
+      ? Memory.fromPartial(object.memory)
+      : undefined;
+    message.score = object.score ?? 0;
+    message.snippets = object.snippets?.map((e) => Snippet.fromPartial(e)) || [];
     return message;
   },
 };
@@ -1141,7 +1517,7 @@ export const ProjectMemoryServiceDefinition = {
   fullName: "memory.v1.ProjectMemoryService",
   methods: {
     /**
-     * Makes a memory, or a new version of the one with this key. Value, metadata and expiry are replaced as a whole. Concurrent
+     * Makes a memory, or a new version of the one with this key. Value, metadata, expiry and embedding are replaced as a whole. Concurrent
      * puts of one key make consecutive versions. A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
      */
     putMemory: {
@@ -1173,6 +1549,26 @@ export const ProjectMemoryServiceDefinition = {
       responseStream: false,
       options: {},
     },
+    /**
+     * Finds memories of a project by words, by nearness of their embeddings, or by both, best match first. Each that is returned
+     * counts as accessed.
+     *
+     * Words are looked for in keys and values, in the tenant's `search_language` as by SearchMessages; those in keys count for
+     * more. Where fewer than 10 memories hold the words as they are typed, memories follow that hold words which may have been
+     * meant: for each word the most similar ones among the first 256 different words of each memory of the project.
+     *
+     * An `embedding` needs the Postgres extension `vector`: without it such a request is `FAILED_PRECONDITION`
+     * (`CAPABILITY_NOT_INSTALLED`). The 500 that match the words best and the 500 nearest by cosine distance are put in one
+     * order by their places in both (reciprocal rank fusion).
+     */
+    searchMemories: {
+      name: "SearchMemories",
+      requestType: SearchMemoriesRequest as typeof SearchMemoriesRequest,
+      requestStream: false,
+      responseType: SearchMemoriesResponse as typeof SearchMemoriesResponse,
+      responseStream: false,
+      options: {},
+    },
     /** Lists the versions of a memory, newest first. The newest 100 are kept. */
     listMemoryVersions: {
       name: "ListMemoryVersions",
@@ -1183,7 +1579,7 @@ export const ProjectMemoryServiceDefinition = {
       options: {},
     },
     /**
-     * Makes a new version with the value and metadata of an older one. The expiry stays. A stale `etag` is `ABORTED`
+     * Makes a new version with the value and metadata of an older one. The expiry stays. It has no embedding. A stale `etag` is `ABORTED`
      * (`ETAG_MISMATCH`) and changes nothing.
      */
     restoreMemory: {
@@ -1215,7 +1611,7 @@ export const ProjectMemoryServiceDefinition = {
 export type ProjectMemoryServiceService = typeof ProjectMemoryServiceService;
 export const ProjectMemoryServiceService = {
   /**
-   * Makes a memory, or a new version of the one with this key. Value, metadata and expiry are replaced as a whole. Concurrent
+   * Makes a memory, or a new version of the one with this key. Value, metadata, expiry and embedding are replaced as a whole. Concurrent
    * puts of one key make consecutive versions. A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
    */
   putMemory: {
@@ -1251,6 +1647,29 @@ export const ProjectMemoryServiceService = {
       Buffer.from(ListMemoriesResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListMemoriesResponse => ListMemoriesResponse.decode(value),
   },
+  /**
+   * Finds memories of a project by words, by nearness of their embeddings, or by both, best match first. Each that is returned
+   * counts as accessed.
+   *
+   * Words are looked for in keys and values, in the tenant's `search_language` as by SearchMessages; those in keys count for
+   * more. Where fewer than 10 memories hold the words as they are typed, memories follow that hold words which may have been
+   * meant: for each word the most similar ones among the first 256 different words of each memory of the project.
+   *
+   * An `embedding` needs the Postgres extension `vector`: without it such a request is `FAILED_PRECONDITION`
+   * (`CAPABILITY_NOT_INSTALLED`). The 500 that match the words best and the 500 nearest by cosine distance are put in one
+   * order by their places in both (reciprocal rank fusion).
+   */
+  searchMemories: {
+    path: "/memory.v1.ProjectMemoryService/SearchMemories" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SearchMemoriesRequest): Buffer =>
+      Buffer.from(SearchMemoriesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SearchMemoriesRequest => SearchMemoriesRequest.decode(value),
+    responseSerialize: (value: SearchMemoriesResponse): Buffer =>
+      Buffer.from(SearchMemoriesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SearchMemoriesResponse => SearchMemoriesResponse.decode(value),
+  },
   /** Lists the versions of a memory, newest first. The newest 100 are kept. */
   listMemoryVersions: {
     path: "/memory.v1.ProjectMemoryService/ListMemoryVersions" as const,
@@ -1264,7 +1683,7 @@ export const ProjectMemoryServiceService = {
     responseDeserialize: (value: Buffer): ListMemoryVersionsResponse => ListMemoryVersionsResponse.decode(value),
   },
   /**
-   * Makes a new version with the value and metadata of an older one. The expiry stays. A stale `etag` is `ABORTED`
+   * Makes a new version with the value and metadata of an older one. The expiry stays. It has no embedding. A stale `etag` is `ABORTED`
    * (`ETAG_MISMATCH`) and changes nothing.
    */
   restoreMemory: {
@@ -1292,7 +1711,7 @@ export const ProjectMemoryServiceService = {
 
 export interface ProjectMemoryServiceServer extends UntypedServiceImplementation {
   /**
-   * Makes a memory, or a new version of the one with this key. Value, metadata and expiry are replaced as a whole. Concurrent
+   * Makes a memory, or a new version of the one with this key. Value, metadata, expiry and embedding are replaced as a whole. Concurrent
    * puts of one key make consecutive versions. A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
    */
   putMemory: handleUnaryCall<PutMemoryRequest, PutMemoryResponse>;
@@ -1303,10 +1722,23 @@ export interface ProjectMemoryServiceServer extends UntypedServiceImplementation
    * may move those that the next pages still hold, but never repeats one.
    */
   listMemories: handleUnaryCall<ListMemoriesRequest, ListMemoriesResponse>;
+  /**
+   * Finds memories of a project by words, by nearness of their embeddings, or by both, best match first. Each that is returned
+   * counts as accessed.
+   *
+   * Words are looked for in keys and values, in the tenant's `search_language` as by SearchMessages; those in keys count for
+   * more. Where fewer than 10 memories hold the words as they are typed, memories follow that hold words which may have been
+   * meant: for each word the most similar ones among the first 256 different words of each memory of the project.
+   *
+   * An `embedding` needs the Postgres extension `vector`: without it such a request is `FAILED_PRECONDITION`
+   * (`CAPABILITY_NOT_INSTALLED`). The 500 that match the words best and the 500 nearest by cosine distance are put in one
+   * order by their places in both (reciprocal rank fusion).
+   */
+  searchMemories: handleUnaryCall<SearchMemoriesRequest, SearchMemoriesResponse>;
   /** Lists the versions of a memory, newest first. The newest 100 are kept. */
   listMemoryVersions: handleUnaryCall<ListMemoryVersionsRequest, ListMemoryVersionsResponse>;
   /**
-   * Makes a new version with the value and metadata of an older one. The expiry stays. A stale `etag` is `ABORTED`
+   * Makes a new version with the value and metadata of an older one. The expiry stays. It has no embedding. A stale `etag` is `ABORTED`
    * (`ETAG_MISMATCH`) and changes nothing.
    */
   restoreMemory: handleUnaryCall<RestoreMemoryRequest, RestoreMemoryResponse>;
@@ -1316,7 +1748,7 @@ export interface ProjectMemoryServiceServer extends UntypedServiceImplementation
 
 export interface ProjectMemoryServiceClient extends Client {
   /**
-   * Makes a memory, or a new version of the one with this key. Value, metadata and expiry are replaced as a whole. Concurrent
+   * Makes a memory, or a new version of the one with this key. Value, metadata, expiry and embedding are replaced as a whole. Concurrent
    * puts of one key make consecutive versions. A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
    */
   putMemory(
@@ -1369,6 +1801,33 @@ export interface ProjectMemoryServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListMemoriesResponse) => void,
   ): ClientUnaryCall;
+  /**
+   * Finds memories of a project by words, by nearness of their embeddings, or by both, best match first. Each that is returned
+   * counts as accessed.
+   *
+   * Words are looked for in keys and values, in the tenant's `search_language` as by SearchMessages; those in keys count for
+   * more. Where fewer than 10 memories hold the words as they are typed, memories follow that hold words which may have been
+   * meant: for each word the most similar ones among the first 256 different words of each memory of the project.
+   *
+   * An `embedding` needs the Postgres extension `vector`: without it such a request is `FAILED_PRECONDITION`
+   * (`CAPABILITY_NOT_INSTALLED`). The 500 that match the words best and the 500 nearest by cosine distance are put in one
+   * order by their places in both (reciprocal rank fusion).
+   */
+  searchMemories(
+    request: SearchMemoriesRequest,
+    callback: (error: ServiceError | null, response: SearchMemoriesResponse) => void,
+  ): ClientUnaryCall;
+  searchMemories(
+    request: SearchMemoriesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SearchMemoriesResponse) => void,
+  ): ClientUnaryCall;
+  searchMemories(
+    request: SearchMemoriesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SearchMemoriesResponse) => void,
+  ): ClientUnaryCall;
   /** Lists the versions of a memory, newest first. The newest 100 are kept. */
   listMemoryVersions(
     request: ListMemoryVersionsRequest,
@@ -1386,7 +1845,7 @@ export interface ProjectMemoryServiceClient extends Client {
     callback: (error: ServiceError | null, response: ListMemoryVersionsResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Makes a new version with the value and metadata of an older one. The expiry stays. A stale `etag` is `ABORTED`
+   * Makes a new version with the value and metadata of an older one. The expiry stays. It has no embedding. A stale `etag` is `ABORTED`
    * (`ETAG_MISMATCH`) and changes nothing.
    */
   restoreMemory(

@@ -63,6 +63,18 @@ describe('transaction', () => {
     await proxy.close();
   });
 
+  it('plans a point read once, also one that is cheaper for a limit that is known', async () => {
+    const page = pointRead<{ user: string }>(
+      'select user_id from tenant_members where tenant_id >= $1 order by tenant_id, env, user_id limit $4::int',
+    );
+    const plans = pointRead<{ custom: number; generic: number }>(
+      'select custom_plans as custom, generic_plans as generic from pg_prepared_statements where name = $4::text',
+    );
+    const db = reader(database, scope, limits());
+    for (let i = 0; i < 8; i++) await db.query(page, [1]);
+    expect(await db.query(plans, [page.name])).to.deep.equal([{ custom: 0, generic: 8 }]);
+  });
+
   it('sets the scope for itself alone, with 200 at once over a pool of 10', async () => {
     const wide = open(appUrl(), 10);
     const tenants = await Promise.all([newTenant(), newTenant(), newTenant()]);

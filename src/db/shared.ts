@@ -19,9 +19,13 @@ export interface SharedReads {
  *
  * At 64 callers a GetSession by a transaction of its own cost 1.5 times the server CPU, and twice that of Postgres.
  * A read is never cancelled (a cancel could hit another call's unit), only timed out by the server.
+ *
+ * A point read has one good plan, which is made once: left to itself, Postgres plans a page anew each time, as it takes a
+ * LIMIT that it knows for cheaper. The last 20 messages of a thread then took 350 µs of its CPU instead of 145.
  */
 const PROLOGUE = query(
-  `select set_config('app.tenant_id', $1, true), set_config('app.env', $2, true), set_config('statement_timeout', $3, true)`,
+  `select set_config('app.tenant_id', $1, true), set_config('app.env', $2, true), set_config('statement_timeout', $3, true),
+    set_config('plan_cache_mode', 'force_generic_plan', true)`,
 );
 
 interface Slot {

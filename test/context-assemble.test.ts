@@ -3,8 +3,10 @@ import fc from 'fast-check';
 import { assemble, type Limits, type Material } from '../src/contexts/assemble.ts';
 import { ContextSection } from '../src/gen/memory/v1/conversation_service.ts';
 
-const { PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
-const OTHERS = [PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MEMORIES];
+const { PREFERENCES, PROFILE, PINNED, PROJECT_PROFILE, SUMMARIES } = ContextSection;
+const { SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES, DRAFTS } = ContextSection;
+const OF_PEOPLE = [PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN];
+const OTHERS = [...OF_PEOPLE, PROJECT_PROFILE, MEMORIES, DRAFTS];
 const ALL = [...OTHERS, MESSAGES];
 
 describe('what a context keeps', () => {

@@ -24,8 +24,9 @@ import {
 } from './support.ts';
 
 const { PREFERENCES, PROFILE, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES } = ContextSection;
+const { PROJECT_PROFILE, DRAFTS } = ContextSection;
 const OF_SESSION = [PREFERENCES, PINNED, SUMMARIES, SESSION_CONTEXT, LATEST_TURN, MESSAGES, MEMORIES];
-const ALL = [...OF_SESSION, PROFILE];
+const ALL = [...OF_SESSION, PROFILE, PROJECT_PROFILE, DRAFTS];
 
 /** The tokens of texts, each counted for itself. */
 const tokens = (...texts: (string | undefined)[]) =>
@@ -63,6 +64,8 @@ function countOf(context: Context): Map<ContextSection, number> {
     ],
     [MESSAGES, tokens(...messages.map((message) => message.content))],
     [MEMORIES, tokens(...context.memories.flatMap((memory) => [memory.key, memory.value]))],
+    [PROJECT_PROFILE, tokens(context.projectProfile?.yaml)],
+    [DRAFTS, tokens(...context.drafts.flatMap((draft) => [draft.sectionId, draft.content]))],
   ]);
 }
 
@@ -415,6 +418,45 @@ describe('context', () => {
     for (let i = 0; i < 4; i++) await put(`larger ${i}`, 'x'.repeat(64 * 1024));
     expect(await keys(), 'at most 256 KiB').to.deep.equal(['fact 3', 'fact 7', 'larger 3', 'larger 2', 'larger 1']);
     expect(await keys({}, (await sessionWith()).id)).to.deep.equal([]);
+  });
+
+  it("takes the project's profile once it is written, and the drafts that are being written, the last saved first", async () => {
+    const projectId = randomUUID();
+    const session = await sessionWith({ projectId });
+    const documents = async (options: DeepPartial<ContextOptions> = {}, id = session.id) => {
+      const context = await contextOf(id, { include: [PROJECT_PROFILE, DRAFTS], ...options });
+      return [context.projectProfile?.yaml, ...context.drafts.map(({ content }) => content)];
+    };
+    expect(await documents(), 'there is the stub').to.deep.equal([undefined]);
+    await client.artifact.putProjectProfile({ projectId, yaml: 'title: Plan\n' });
+    const write = async (sectionId: string, ...contents: string[]) => {
+      const { lock } = await client.artifact.lockSection({ projectId, sectionId, holder: 'me' });
+      for (const content of contents)
+        await client.artifact.saveDraft({ projectId, sectionId, fencingToken: lock!.fencingToken, content });
+    };
+    await write('empty');
+    await write('intro', 'intro 1', 'intro 2');
+    await write('done', 'done');
+    await write('sales', 'sales 1');
+    await tenantSql(
+      tenant,
+      `update draft_revisions set lock_time = now() where project_id = $1 and section_id = 'done'`,
+      [projectId],
+    );
+    expect(await documents()).to.deep.equal(['title: Plan\n', 'sales 1', 'intro 2']);
+    const whole = await contextOf(session.id, {});
+    expect(whole.projectProfile).to.include({ projectId, version: 2, createdBy: 'user', sizeBytes: 12 });
+    const { revision } = await client.artifact.getDraft({ projectId, sectionId: 'sales' });
+    expect(whole.drafts[0]).to.deep.equal({ ...revision, metadata: undefined });
+    const budgets = [{ section: DRAFTS, maxTokens: tokens('intro', 'intro 2') }];
+    expect(await documents({ budgets })).to.have.length(2);
+
+    const large = 'word '.repeat(52_427); // 9 bytes less than 256 KiB
+    await write('large', large);
+    expect(await documents(), 'at most 256 KiB').to.deep.equal(['title: Plan\n', large, 'sales 1']);
+    for (let i = 0; i < 20; i++) await write(`s${i}`, `${i}`);
+    expect(await documents()).to.deep.equal(['title: Plan\n', ...Array.from({ length: 20 }, (_, i) => `${19 - i}`)]);
+    expect(await documents({}, (await sessionWith()).id)).to.deep.equal([undefined]);
   });
 
   it('counts messages that were stored without a count, and stores nothing', async () => {

@@ -218,6 +218,23 @@ describe('project profiles', () => {
     expect((await get(2)).yaml).to.equal(`${BASE}x: 1\n`);
   });
 
+  it('come with a session that is resumed by its project', async () => {
+    const resume = () =>
+      client.memory.resumeSession({
+        target: { $case: 'resumeProjectId', value: projectId },
+        createIfMissing: true,
+        surfaceId: 'web',
+      });
+    expect((await resume()).projectProfile).to.include({ version: 1, stub: true });
+    await put(BASE);
+    const { profile } = await put(`${BASE}x: 1\n`, 2);
+    const resumed = await resume();
+    expect(resumed.created).to.equal(false);
+    expect(resumed.projectProfile).to.deep.equal(profile);
+    const target = { $case: 'sessionId' as const, value: resumed.session!.id };
+    expect((await client.memory.resumeSession({ target })).projectProfile).to.equal(undefined);
+  });
+
   it('refuse what is not one map of YAML, with where and without what', async () => {
     const faults = async (yaml: string) => (await failure(put(yaml))).violations.map(({ description }) => description);
     expect(await faults('- secret\n')).to.deep.equal(['line 1, column 1: not a map']);

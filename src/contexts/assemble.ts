@@ -39,10 +39,14 @@ export interface Plan {
   truncated: { section: ContextSection; leftOut: number; reason: Reason }[];
 }
 
-const { PREFERENCES, PROFILE, PINNED, SUMMARIES, LATEST_TURN, SESSION_CONTEXT, MESSAGES, MEMORIES } = ContextSection;
+const { PREFERENCES, PROFILE, PINNED, PROJECT_PROFILE, SUMMARIES } = ContextSection;
+const { LATEST_TURN, SESSION_CONTEXT, MESSAGES, MEMORIES, DRAFTS } = ContextSection;
 
 /** Who is served first. Messages come last, but half of everything is theirs if they need it. */
-const ORDER = [PREFERENCES, PROFILE, PINNED, SUMMARIES, LATEST_TURN, SESSION_CONTEXT, MEMORIES];
+const ORDER = [
+  ...[PREFERENCES, PROFILE, PINNED, PROJECT_PROFILE, SUMMARIES],
+  ...[LATEST_TURN, SESSION_CONTEXT, MEMORIES, DRAFTS],
+];
 const REASONS: Reason[] = ['SUMMARY', 'SECTION_BUDGET', 'MAX_TOKENS', 'LAST_N', 'SIZE'];
 
 const total = (costs: Iterable<Cost>): Cost => {

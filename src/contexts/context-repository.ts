@@ -1,8 +1,10 @@
 import { pointRead, query } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
+import { openDrafts } from '../drafts/repository.ts';
 import { relevantMemories } from '../memories/relevant.ts';
 import type { MemoryRow } from '../memories/repository.ts';
 import type { Entry } from '../profiles/accumulate.ts';
+import { writtenProfile } from '../projects/repository.ts';
 import { deleted, notFound } from '../rpc/errors.ts';
 import { type MessageRow, settled } from '../threads/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
@@ -20,6 +22,8 @@ export interface ContextRow extends AppendedRow {
   latestTurn: Record<string, unknown> | null;
   /** The entries of the user's profile. */
   profile: Entry[] | null;
+  projectProfile: Record<string, unknown> | null;
+  drafts: Record<string, unknown>[] | null;
   /** Of the thread's messages; null if there are none. */
   firstSeq: number | null;
   memories?: MemoryRow[];
@@ -49,6 +53,8 @@ const CONTEXT = pointRead<ContextRow>(`
     case when 'profile' = any ($5) then coalesce((
       select p.entries from profiles p where p.tenant_id = $1 and p.env = $2 and p.user_id = $3
     ), '[]') end as profile,
+    case when 'project_profile' = any ($5) then ${writtenProfile('s')} end as project_profile,
+    case when 'drafts' = any ($5) then ${openDrafts('s')} end as drafts,
     case when 'messages' = any ($5) then (
       select m.seq from messages m
       where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and ${settled('m')}

@@ -36,6 +36,8 @@ const SECTIONS: [ContextSection, string][] = [
   [ContextSection.MESSAGES, 'messages'],
   [ContextSection.MEMORIES, 'memories'],
   [ContextSection.PROFILE, 'profile'],
+  [ContextSection.PROJECT_PROFILE, 'project_profile'],
+  [ContextSection.DRAFTS, 'drafts'],
 ];
 
 export const contextReadHandlers: Pick<Handlers<typeof ConversationServiceService>, 'getContext' | 'countTokens'> = {

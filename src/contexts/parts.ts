@@ -1,4 +1,5 @@
 import { rowFromJson } from '../db/statement.ts';
+import { type RevisionRow, revisionFromRow } from '../drafts/repository.ts';
 import type { SessionContext } from '../gen/memory/v1/context.ts';
 import { type Context, ContextSection } from '../gen/memory/v1/conversation_service.ts';
 import { Profile } from '../gen/memory/v1/profile.ts';
@@ -7,6 +8,7 @@ import { Turn } from '../gen/memory/v1/turn.ts';
 import { type MemoryRow, memoryFromRow } from '../memories/repository.ts';
 import { type Entry, itemsOf, LISTS, present, textOf } from '../profiles/accumulate.ts';
 import { profileFields } from '../profiles/fields.ts';
+import { type ProfileRow, profileFromRow } from '../projects/repository.ts';
 import { turnFromRow } from '../turns/repository.ts';
 import { type JsonObject, Struct } from '../wire/struct.ts';
 import type { ContextRow } from './context-repository.ts';
@@ -39,6 +41,12 @@ export function partsOf(row: ContextRow): Map<ContextSection, Part[]> {
   if (row.latestTurn) parts.set(ContextSection.LATEST_TURN, turnParts(turnFromRow(rowFromJson(row.latestTurn))));
   if (row.memories) parts.set(ContextSection.MEMORIES, row.memories.map(memoryPart));
   if (row.profile) parts.set(ContextSection.PROFILE, profileParts(present(row.profile)));
+  if (row.projectProfile) parts.set(ContextSection.PROJECT_PROFILE, [projectPart(rowFromJson(row.projectProfile))]);
+  if (row.drafts)
+    parts.set(
+      ContextSection.DRAFTS,
+      row.drafts.map((draft) => draftPart(rowFromJson(draft))),
+    );
   return parts;
 }
 
@@ -148,6 +156,22 @@ function memoryPart(row: MemoryRow): Part {
   const put = (context: Context) => context.memories.push(memoryFromRow(row));
   return part([row.key, row.value], put, ids + Struct.encode(metadata).finish().length);
 }
+
+const projectPart = (row: ProfileRow): Part =>
+  part(
+    [row.yaml!],
+    (context) => {
+      context.projectProfile = profileFromRow(row);
+    },
+    Buffer.byteLength(row.projectId + row.createdBy),
+  );
+
+const draftPart = (row: RevisionRow): Part =>
+  part(
+    [row.sectionId, row.content!],
+    (context) => context.drafts.push(revisionFromRow(row)),
+    Buffer.byteLength(row.projectId + row.createdBy),
+  );
 
 const nonEmpty = (texts: (string | undefined)[]): string[] => texts.filter((text): text is string => Boolean(text));
 

@@ -208,6 +208,23 @@ export async function listDrafts(
   return db.query(LIST, [projectId, after ?? '', limit]);
 }
 
+const OPEN_DRAFTS = 20;
+const OPEN_BYTES = 256 * 1024;
+
+/** The drafts of the project of a session's row that are being written, as JSON: null if there are none. What exceeds the limit is not read. */
+export const openDrafts = (session: string) => `(
+      select jsonb_agg(to_jsonb(draft) - array['update_time', 'running'] order by draft.update_time desc, draft.section_id) from (
+        select ${REVISION}, r.content, t.update_time,
+          sum(r.size_bytes) over (order by t.update_time desc, t.section_id rows unbounded preceding) as running
+        from (
+          select t.section_id, t.project_id, t.revision, t.update_time from drafts t
+          join draft_revisions r on ${OF_DRAFT} and r.revision = t.revision and r.lock_time is null
+          where t.tenant_id = $1 and t.env = $2 and t.project_id = ${session}.project_id and t.revision > 0
+          order by t.update_time desc, t.section_id limit ${OPEN_DRAFTS}
+        ) t
+        join draft_revisions r on ${OF_DRAFT} and r.revision = t.revision
+      ) draft where draft.running <= ${OPEN_BYTES})`;
+
 // Past 1 MiB the diffs are not read.
 const LIST_REVISIONS = query<RevisionRow & { byteSize: number }>(`
   select ${REVISION}, r.content_diff, r.sources_diff, r.byte_size from (

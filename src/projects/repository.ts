@@ -58,6 +58,15 @@ export async function listProfiles(
   return db.query(LIST, [projectId, before, limit]);
 }
 
+/** The newest profile of the project of a session's row, as JSON: null if there is none that somebody has written. */
+export const writtenProfile = (session: string) => `(
+      select to_jsonb(profile) from (
+        select ${COLUMNS}, v.yaml
+        from project_profiles p
+        join project_profile_versions v on v.tenant_id = $1 and v.env = $2 and v.project_id = p.project_id and v.version = p.version
+        where p.tenant_id = $1 and p.env = $2 and p.project_id = ${session}.project_id and not v.stub
+      ) profile)`;
+
 export interface PutProfile {
   projectId: string;
   yaml: string;

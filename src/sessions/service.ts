@@ -8,6 +8,7 @@ import type {
   ResumeSessionRequest,
   UpsertSessionRequest,
 } from '../gen/memory/v1/memory_service.ts';
+import { findProfile, profileFromRow } from '../projects/repository.ts';
 import type { Access } from '../rpc/access.ts';
 import { isMember } from '../rpc/access.ts';
 import type { Call } from '../rpc/context.ts';
@@ -176,6 +177,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       // Up to where the thread stood then, so that a replay tells the same.
       const newest = { seq: (row!.lastSeq ?? 0) + 1, ascending: false };
       const found = lastN > 0 ? await listMessages(owner.db, row!.threadId, newest, lastN) : [];
+      const profile = project ? await findProfile(owner.db, project) : undefined;
       call.count(row!.created ? 'created' : 'read', 'sessions', 1);
       call.count('read', 'messages', found.length);
       return {
@@ -185,6 +187,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
           .reverse(),
         created: row!.created,
         recoveredFrom: row!.recoveredFrom ?? '',
+        projectProfile: profile && profileFromRow(profile),
       };
     },
 

@@ -26,9 +26,11 @@ import { Struct } from "../../../wire/struct.ts";
 import { Duration } from "../../google/protobuf/duration.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
+import { DraftRevision } from "./draft.ts";
 import { Message, MessageRole, Thread } from "./message.ts";
 import { Profile } from "./profile.ts";
 import { Memory } from "./project_memory.ts";
+import { ProjectProfile } from "./project_profile.ts";
 import { PinnedRef, Session, SummaryRef } from "./session.ts";
 import { Snippet } from "./snippet.ts";
 import { ThreadEvent } from "./thread_event.ts";
@@ -61,6 +63,10 @@ export const ContextSection = {
   MEMORIES: 7,
   /** PROFILE - The profile of the session's user, without where its values came from. */
   PROFILE: 8,
+  /** PROJECT_PROFILE - The newest profile of the session's project, once somebody has written it. */
+  PROJECT_PROFILE: 9,
+  /** DRAFTS - Drafts of the session's project from which no artifact was committed yet: those saved last, at most 20 and 256 KiB. */
+  DRAFTS: 10,
 } as const;
 
 export type ContextSection = typeof ContextSection[keyof typeof ContextSection];
@@ -75,6 +81,8 @@ export namespace ContextSection {
   export type MESSAGES = typeof ContextSection.MESSAGES;
   export type MEMORIES = typeof ContextSection.MEMORIES;
   export type PROFILE = typeof ContextSection.PROFILE;
+  export type PROJECT_PROFILE = typeof ContextSection.PROJECT_PROFILE;
+  export type DRAFTS = typeof ContextSection.DRAFTS;
 }
 
 /** The request of AppendMessages. */
@@ -685,7 +693,18 @@ export interface Context {
   /** Memories of the session's project, the most relevant first. It does not count as an access. */
   memories: Memory[];
   /** What is known of the person, with what fits of it. Absent if nothing is. */
-  profile: Profile | undefined;
+  profile:
+    | Profile
+    | undefined;
+  /** The newest profile of the session's project. Absent if there is none, or only the stub. */
+  projectProfile:
+    | ProjectProfile
+    | undefined;
+  /**
+   * The newest revisions of drafts that are being written, the one saved last first: without their sources, prompts, metadata
+   * and diffs.
+   */
+  drafts: DraftRevision[];
 }
 
 /** The tokens of a section. */
@@ -4832,6 +4851,8 @@ function createBaseContext(): Context {
     truncated: [],
     memories: [],
     profile: undefined,
+    projectProfile: undefined,
+    drafts: [],
   };
 }
 
@@ -4869,6 +4890,12 @@ export const Context: MessageFns<Context> = {
     }
     if (message.profile !== undefined) {
       Profile.encode(message.profile, writer.uint32(90).fork()).join();
+    }
+    if (message.projectProfile !== undefined) {
+      ProjectProfile.encode(message.projectProfile, writer.uint32(98).fork()).join();
+    }
+    for (const v of message.drafts) {
+      DraftRevision.encode(v!, writer.uint32(106).fork()).join();
     }
     return writer;
   },
@@ -4974,6 +5001,22 @@ export const Context: MessageFns<Context> = {
             message.profile = Profile.decode(reader, reader.uint32());
             continue;
           }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.projectProfile = ProjectProfile.decode(reader, reader.uint32());
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.drafts.push(DraftRevision.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5008,6 +5051,10 @@ export const Context: MessageFns<Context> = {
     message.profile = (object.profile !== undefined && object.profile !== null)
       ? Profile.fromPartial(object.profile)
       : undefined;
+    message.projectProfile = (object.projectProfile !== undefined && object.projectProfile !== null)
+      ? ProjectProfile.fromPartial(object.projectProfile)
+      : undefined;
+    message.drafts = object.drafts?.map((e) => DraftRevision.fromPartial(e)) || [];
     return message;
   },
 };

@@ -26,6 +26,7 @@ import { Timestamp } from "../../google/protobuf/timestamp.ts";
 import { Bundle, Handoff } from "./bundle.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
 import { Message, MessageSelection } from "./message.ts";
+import { ProjectProfile } from "./project_profile.ts";
 import { Session } from "./session.ts";
 import { Bookmark } from "./thread_event.ts";
 import { StateCheckpoint } from "./turn.ts";
@@ -245,6 +246,8 @@ export interface ResumeSessionResponse {
   created: boolean;
   /** The session whose last checkpoint gave the new session its state. Empty if none did. */
   recoveredFrom: string;
+  /** The newest profile of the project, if the session was resumed by its project. Absent if there is none. */
+  projectProfile: ProjectProfile | undefined;
 }
 
 /** The request of EndSession. */
@@ -1586,7 +1589,7 @@ export const ResumeSessionRequest: MessageFns<ResumeSessionRequest> = {
 };
 
 function createBaseResumeSessionResponse(): ResumeSessionResponse {
-  return { session: undefined, messages: [], created: false, recoveredFrom: "" };
+  return { session: undefined, messages: [], created: false, recoveredFrom: "", projectProfile: undefined };
 }
 
 export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
@@ -1602,6 +1605,9 @@ export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
     }
     if (message.recoveredFrom !== "") {
       writer.uint32(34).string(message.recoveredFrom);
+    }
+    if (message.projectProfile !== undefined) {
+      ProjectProfile.encode(message.projectProfile, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -1651,6 +1657,14 @@ export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
             message.recoveredFrom = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.projectProfile = ProjectProfile.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1674,6 +1688,9 @@ export const ResumeSessionResponse: MessageFns<ResumeSessionResponse> = {
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
     message.created = object.created ?? false;
     message.recoveredFrom = object.recoveredFrom ?? "";
+    message.projectProfile = (object.projectProfile !== undefined && object.projectProfile !== null)
+      ? ProjectProfile.fromPartial(object.projectProfile)
+      : undefined;
     return message;
   },
 };

@@ -1,6 +1,8 @@
+const STUB = '# Nobody has written this profile yet.\\n{}\\n';
+
 /**
  * The CTEs that make a stub of a project's profile, if the session of the CTE `saved` was created and is the first of its
- * project. JSON is YAML, so the project's id comes as a JSON string.
+ * project.
  */
 export const STUBBED = `project as (
     insert into project_profiles (tenant_id, env, project_id, version, create_time, update_time, created_by, updated_by)
@@ -11,6 +13,6 @@ export const STUBBED = `project as (
     returning project_id, create_time
   ), stub as (
     insert into project_profile_versions (tenant_id, env, project_id, version, yaml, base_version, stub, create_time, created_by)
-    select $1, $2, project_id, 1, 'project_id: ' || to_json(project_id) || chr(10), 0, true, create_time, $3 from project
+    select $1, $2, project_id, 1, E'${STUB}', 0, true, create_time, $3 from project
     returning 1
   )`;

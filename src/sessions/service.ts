@@ -187,7 +187,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
           .reverse(),
         created: row!.created,
         recoveredFrom: row!.recoveredFrom ?? '',
-        projectProfile: profile && profileFromRow(profile),
+        projectProfile: profile && !profile.stub ? profileFromRow(profile) : undefined,
       };
     },
 

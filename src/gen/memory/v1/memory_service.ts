@@ -246,7 +246,10 @@ export interface ResumeSessionResponse {
   created: boolean;
   /** The session whose last checkpoint gave the new session its state. Empty if none did. */
   recoveredFrom: string;
-  /** The newest profile of the project, if the session was resumed by its project. Absent if there is none. */
+  /**
+   * The newest profile of the project, if the session was resumed by its project. Absent if there is none, or only the
+   * stub.
+   */
   projectProfile: ProjectProfile | undefined;
 }
 

@@ -1,0 +1,159 @@
+import { type CountryCode, parsePhoneNumberFromString } from 'libphonenumber-js/max';
+import { findPii } from '../sessions/pii.ts';
+import { readAddress } from './address.ts';
+import {
+  ADDRESS_CUE,
+  CITED,
+  EMAIL_CUE,
+  FILLER,
+  NAME_CUE,
+  NO_NAME,
+  OTHERS,
+  PHONE_CUES,
+  SUPPOSED,
+  TASK,
+} from './cues.ts';
+
+/** Of a message, so that a long one keeps nobody waiting: who introduces himself does so at once. */
+export const READ_CHARACTERS = 8192;
+const SENTENCE_CHARACTERS = 1000;
+
+const WORD = `\\p{Lu}[\\p{L}\\p{M}]*(?:['’-]\\p{Lu}?[\\p{L}\\p{M}]+)*`;
+const PARTICLES = `(?:(?:van|von|vom|zu|zum|de|del|della|der|den|di|da|do|dos|das|du|la|le|el|al|bin|ibn|ter|ten) ){0,3}`;
+const TITLE = `(?:(?:Dr|Prof|Mr|Mrs|Ms|Herr|Frau)\\.? )*`;
+const CAPITALISED = `${TITLE}(?<name>${WORD}(?: ${PARTICLES}${WORD}){0,4})`;
+const ENDS = `(?=\\s*(?:[,.;!]|$))`;
+const AFTER_CUE = new RegExp(`[ :]*${CAPITALISED}(?![\\p{L}\\p{M}])`, 'uy');
+const SMALL_AFTER_CUE = new RegExp(`[ :]*(?<name>\\p{Ll}{2,20} \\p{Ll}{2,20})${ENDS}`, 'uy');
+/** Introductions that begin a sentence, and are names only if what follows them shows it. */
+const OPENINGS = [
+  new RegExp(
+    `^(?:[Hh]i|[Hh]ello|[Hh]ey|[Gg]ood (?:morning|afternoon|evening|day))(?: there| all| everyone)?[,!.]* +I(?:['’]m| am) ${CAPITALISED}(?=\\s*(?:[,.;!]|$)| and | from | here)`,
+    'u',
+  ),
+  new RegExp(`^I(?:['’]m| am) ${TITLE}(?<name>${WORD} ${PARTICLES}${WORD})(?=\\s*(?:[,.;!]|$)| and | from )`, 'u'),
+  new RegExp(
+    `^(?:\\p{Lu}\\p{Ll}+[,!.]* +)?[Tt]his is ${TITLE}(?<name>${WORD} (?:${PARTICLES}${WORD})(?: ${WORD})?)(?=[,.;!]|$| from | speaking| calling| here)`,
+    'u',
+  ),
+  new RegExp(
+    `^(?:(?:[Yy]ou can|[Pp]lease|[Jj]ust)(?: just| simply)?|[Ee]veryone|[Pp]eople|[Ff]riends) call me ${CAPITALISED}${ENDS}`,
+    'u',
+  ),
+  new RegExp(`^(?:[Ff]ull |[Mm]y )?[Nn]ame ?: ${CAPITALISED}$`, 'u'),
+];
+const GAP = /^[ :,]*(?:[\p{L}’']+ ){0,3}[<(]?$/u;
+const NUMBER = /(?<![\p{L}\p{N}+])\+?\(?\d[\d \u00a0()./-]{5,20}\d(?![\p{L}\p{N}])/gu;
+
+/** The sentences that are the person's own words, without code, links, quotations and what follows somebody else's mail. */
+export function ownSentences(message: string): string[] {
+  if (TASK.test(message)) return [];
+  const text = message.slice(0, READ_CHARACTERS).replace(/^(\s*(?:hi|hello|hey|good \p{L}+)(?: \p{L}+)?)!/iu, '$1,');
+  const cited = CITED.exec(text);
+  return text
+    .slice(0, cited?.index)
+    .replace(/```[\s\S]*?(?:```|$)|`[^`\n]*`|^\s*>.*$|\b(?:https?|ftp|mailto):\S+/gimu, '\n')
+    .replace(/"[^"\n]*"|“[^”\n]*”|„[^“”\n]*[“”]|«[^»\n]*»/gu, ' … ')
+    .split(/(?<=[!?])\s+|\n+|(?<=[\p{L}\d]{3}\.)\s+(?=\p{Lu})/u)
+    .map((sentence) => sentence.trim().slice(0, SENTENCE_CHARACTERS))
+    .filter((sentence) => sentence && !/\?$/.test(sentence));
+}
+
+/** Whose words stand before a value: nobody else's, and nothing that is only supposed. */
+const ownUpTo = (sentence: string, at: number) => {
+  const before = sentence.slice(0, at);
+  return !SUPPOSED.test(before) && !OTHERS.test(before);
+};
+
+function* cuesIn(sentence: string, cue: RegExp): Iterable<{ start: number; end: number }> {
+  for (const match of sentence.matchAll(cue)) yield { start: match.index, end: match.index + match[0].length };
+}
+
+const isName = (name: string) => !NO_NAME.has(name.split(/[ -]/)[0]!.toLowerCase()) && name.length <= 100;
+
+function nameIn(sentence: string): string | undefined {
+  for (const { start, end } of cuesIn(sentence, NAME_CUE)) {
+    if (SUPPOSED.test(sentence.slice(0, start))) continue;
+    for (const form of [AFTER_CUE, SMALL_AFTER_CUE]) {
+      form.lastIndex = end;
+      const name = form.exec(sentence)?.groups?.name;
+      const words = form === AFTER_CUE ? [] : (name?.split(' ') ?? []);
+      if (name && isName(name) && words.every(isName)) return name;
+    }
+  }
+  for (const opening of OPENINGS) {
+    const name = opening.exec(sentence)?.groups?.name;
+    if (name && isName(name)) return name;
+  }
+  return undefined;
+}
+
+const isAnswer = (sentence: string, value: string) => sentence.replace(value, '').replace(FILLER, '') === '';
+
+function emailIn(sentence: string): string | undefined {
+  const found = findPii(sentence)
+    .filter(({ kind }) => kind === 'EMAIL')
+    .map(({ start, end }) => ({ start, email: sentence.slice(start, end) }));
+  const [first] = found;
+  if (!first) return undefined;
+  if (found.length === 1 && isAnswer(sentence, first.email)) return first.email;
+  for (const cue of cuesIn(sentence, EMAIL_CUE)) {
+    const next = found.find(({ start }) => start >= cue.end);
+    if (next && GAP.test(sentence.slice(cue.end, next.start)) && ownUpTo(sentence, next.start)) return next.email;
+  }
+  return undefined;
+}
+
+/** In E.164, if it is a number of one of the countries, and of no other of them. */
+function numberOf(text: string, countries: string[]): string | undefined {
+  const international = /^(?:\+|00)/.test(text) ? parsePhoneNumberFromString(text.replace(/^00/, '+')) : undefined;
+  const known = (number: { number: string; isValid(): boolean }) =>
+    number.isValid() || /^\+(?:1\d{3}55501\d\d|447700900\d{3}|3363998\d{4})$/.test(number.number);
+  if (international) return known(international) ? international.number : undefined;
+  const national = countries
+    .map((country) => parsePhoneNumberFromString(text, country as CountryCode))
+    .filter((number) => number !== undefined && known(number));
+  return national.length === 1 ? national[0]!.number : undefined;
+}
+
+function phoneIn(sentence: string): string | undefined {
+  const found = [...sentence.matchAll(NUMBER)].map(({ 0: text, index }) => ({ start: index, text }));
+  const [first] = found;
+  if (!first) return undefined;
+  if (found.length === 1 && isAnswer(sentence, first.text)) return numberOf(first.text, []);
+  for (const [cue, countries] of PHONE_CUES) {
+    for (const { end } of cuesIn(sentence, cue)) {
+      const next = found.find(({ start }) => start >= end);
+      if (!next || !GAP.test(sentence.slice(end, next.start)) || !ownUpTo(sentence, next.start)) continue;
+      const number = numberOf(next.text, countries);
+      if (number) return number;
+    }
+  }
+  return undefined;
+}
+
+function addressIn(sentence: string): Map<string, string> | undefined {
+  for (const { start, end } of cuesIn(sentence, ADDRESS_CUE)) {
+    if (!ownUpTo(sentence, start)) continue;
+    const found = readAddress(sentence.slice(end));
+    if (found) return found;
+  }
+  return undefined;
+}
+
+/**
+ * What the person who wrote a message tells there of himself or herself, by the fields of the profile: only what is said to be
+ * his or her own, in words that leave little doubt. Of what is said twice the last counts.
+ */
+export function extract(message: string): Map<string, string> {
+  const found = new Map<string, string>();
+  const set = (field: string, value: string | undefined) => value && found.set(field, value);
+  for (const sentence of ownSentences(message)) {
+    set('name', nameIn(sentence));
+    set('email', emailIn(sentence));
+    set('phone', phoneIn(sentence));
+    const address = addressIn(sentence);
+    for (const [field, value] of address ?? []) set(field, value);
+  }
+  return found;
+}

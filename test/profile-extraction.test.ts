@@ -1,0 +1,57 @@
+import { expect } from 'chai';
+import { extract, READ_CHARACTERS } from '../src/profiles/extract.ts';
+import { HELD_OUT, type Said, type Told, TUNING } from './fixtures/profile-messages.ts';
+
+type Figures = { right: number; wrong: number; missed: number };
+
+const toldIn = (message: string): Told =>
+  Object.fromEntries([...extract(message)].map(([field, value]) => [field.replace('address.', ''), value]));
+
+const precision = ({ right, wrong }: Figures) => right / Math.max(1, right + wrong);
+const recall = ({ right, missed }: Figures) => right / Math.max(1, right + missed);
+
+/** How often each field was right, wrong, or missed. The parts of an address count together. */
+function measure(messages: Said[]): Map<string, Figures> {
+  const figures = new Map<string, Figures>();
+  const addressOf = ({ name, email, phone, ...address }: Told) =>
+    Object.keys(address).length > 0 ? JSON.stringify(Object.entries(address).sort()) : undefined;
+  for (const [text, told] of messages) {
+    const found = toldIn(text);
+    for (const field of ['name', 'email', 'phone', 'address'] as const) {
+      const pick = (of: Told) => (field === 'address' ? addressOf(of) : of[field]);
+      const [is, should] = [pick(found), pick(told)];
+      for (const name of [field, 'all']) {
+        const sum = figures.get(name) ?? { right: 0, wrong: 0, missed: 0 };
+        figures.set(name, sum);
+        if (is !== undefined) sum[is === should ? 'right' : 'wrong']++;
+        if (should !== undefined && is !== should) sum.missed++;
+      }
+    }
+  }
+  return figures;
+}
+
+describe('what is read in messages', () => {
+  for (const [what, messages] of [
+    ['the messages it was made with', TUNING],
+    ['messages that nobody looked at meanwhile', HELD_OUT],
+  ] as const) {
+    it(`is right in at least 95 of 100 cases, in ${what}`, function () {
+      const figures = measure(messages);
+      const shown = [...figures].map(([field, sum]) => {
+        const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
+        return `${field}: precision ${percent(precision(sum))}, recall ${percent(recall(sum))}`;
+      });
+      this.test!.title += ` (${shown.join('; ')})`;
+      expect(messages).to.have.length(100);
+      expect(precision(figures.get('all')!)).to.be.at.least(0.95);
+      expect(recall(figures.get('all')!)).to.be.at.least(0.6);
+    });
+  }
+
+  it('is read at the beginning of a long message only', () => {
+    const said = 'My name is Anna Schmidt.';
+    expect(toldIn(`${said} ${'lorem '.repeat(40_000)}`)).to.deep.equal({ name: 'Anna Schmidt' });
+    expect(toldIn(`${'x '.repeat(READ_CHARACTERS / 2)}\n${said}`)).to.deep.equal({});
+  });
+});

@@ -16,6 +16,7 @@ import { startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
 import { forgetWords } from './memories/texts.ts';
 import { countUses } from './memories/uses.ts';
+import { readAll, readSoon } from './profiles/readers.ts';
 import { profileHandlers } from './profiles/service.ts';
 import { projectHandlers } from './projects/service.ts';
 import { implement } from './rpc/implement.ts';
@@ -38,11 +39,12 @@ import { watchSessionHandlers, watchThreadHandlers } from './watch/service.ts';
 
 /** Everything that `serve` and `dev` offer. */
 export const features: Features = {
-  services({ kernel, config, atEnd }) {
+  services({ kernel, config, log, atEnd }) {
     const { keyring, members, database, changes } = kernel;
     const watching = watches(database, changes);
     const uses = countUses(database);
     atEnd(uses.stop);
+    atEnd(readSoon(database, members, changes, log).stop);
     const sessions = sessionHandlers({ keyring, members, sessionKeySeconds: config.sessionKeyTtl / 1000 });
     return [
       implement(
@@ -99,14 +101,17 @@ export const features: Features = {
       return Object.fromEntries(counts);
     };
     const everyMinutes = config.sweepInterval / 60_000;
-    // What began before a tenant's language changed may still write in the former one, as long as a call lasts.
-    const derived = (signal: AbortSignal) => rederive(database, 2 * config.callTimeout + 60_000, signal);
+    // What began so long ago has ended: it writes in no former language any more, and no message with an older id.
+    const settledMs = 2 * config.callTimeout + 60_000;
+    const derived = (signal: AbortSignal) => rederive(database, settledMs, signal);
+    const read = (signal: AbortSignal) => readAll(database, settledMs, signal);
     const jobs = await startJobs(
       url,
       [
         { name: 'sweep', everyMinutes, run: removed },
         { name: 'rederive', everyMinutes, run: derived },
         { name: 'forget-words', everyMinutes, run: (signal) => forgetWords(database, signal) },
+        { name: 'read-for-profiles', everyMinutes: 1, run: read },
       ],
       log,
     ).catch(async (error) => {

@@ -59,6 +59,14 @@ describe('row-level security', () => {
          where m.tenant_id = $1 and m.env = $2 limit 1`,
         [place.tenant, place.env],
       );
+      await runSql(ownerUrl(), `insert into thread_readings values ($1, $2, gen_random_uuid(), 'user', 1, false)`, [
+        place.tenant,
+        place.env,
+      ]);
+      await runSql(ownerUrl(), 'insert into reading_rounds values ($1, $2, gen_random_uuid())', [
+        place.tenant,
+        place.env,
+      ]);
     }
     client.close();
     await server.stop();

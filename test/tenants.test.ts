@@ -50,7 +50,7 @@ describe('tenants', () => {
 
   it('are created with their envs and policies', async () => {
     const tenantId = slug();
-    const policies = { membership: TOKEN, pii: REDACT, searchLanguage: 'german' };
+    const policies = { membership: TOKEN, pii: REDACT, searchLanguage: 'german', extractProfile: true };
     const tenant = await create({ tenantId, displayName: 'Acmé', envs: ['dev', 'prod'], policies });
     expect(tenant).to.deep.include({ tenantId, displayName: 'Acmé', envs: ['dev', 'prod'], policies });
     expect([tenant.etag.length > 0, tenant.createTime !== undefined]).to.deep.equal([true, true]);
@@ -84,7 +84,7 @@ describe('tenants', () => {
   });
 
   it('change where fields are present, and get envs but never lose them', async () => {
-    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german' };
+    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german', extractProfile: true };
     const { tenantId, etag } = await create({ displayName: 'a', policies });
     const renamed = await update({ tenantId, displayName: 'b' });
     expect(renamed).to.deep.include({ displayName: 'b', envs: ['dev'], policies });
@@ -105,7 +105,7 @@ describe('tenants', () => {
   });
 
   it('change by a mask, where a named field without a value gets its default', async () => {
-    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german' };
+    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german', extractProfile: true };
     const { tenantId } = await create({ displayName: 'a', policies });
     const pii = await update(
       { tenantId, displayName: 'no', policies: { membership: EXPLICIT } },
@@ -115,7 +115,7 @@ describe('tenants', () => {
     const both = await update({ tenantId, policies: { pii: REDACT } }, { updateMask: ['policies', 'display_name'] });
     expect(both).to.deep.include({
       displayName: '',
-      policies: { membership: EXPLICIT, pii: REDACT, searchLanguage: 'simple' },
+      policies: { membership: EXPLICIT, pii: REDACT, searchLanguage: 'simple', extractProfile: false },
     });
     for (const path of ['tenant_id', 'create_time', 'policies.nothing', 'etag', '']) {
       const answer = await failure(update({ tenantId, displayName: 'x' }, { updateMask: [path] }));

@@ -134,6 +134,7 @@ const save = (action: string) =>
   select * from result`);
 
 const UPDATE = save('profiles.update');
+const EXTRACT = save('profiles.extract');
 
 // A value that is there already changes nothing.
 const NOTHING = change<SavedRow>(`
@@ -158,6 +159,7 @@ export async function saveProfile(
   tx: TenantTx,
   { entries, changes }: { entries: Entry[]; changes: Change[] },
   sessionId: string,
+  by: 'caller' | 'extraction' = 'caller',
 ): Promise<SavedRow[]> {
   const over = overLimit(entries);
   if (over) throw invalid([{ ...over, field: `profile.${over.field}` }]);
@@ -170,7 +172,7 @@ export async function saveProfile(
     emailKey(textOf(entries, 'email') ?? ''),
     sessionId || null,
   ];
-  return tx.final(UPDATE, values);
+  return tx.final(by === 'extraction' ? EXTRACT : UPDATE, values);
 }
 
 const LIST = pointRead<{ change: ChangedRow; revision: number; place: number; byteSize: number }>(`

@@ -12,6 +12,8 @@ export interface Membership {
   role: number;
   membership: number;
   pii: number;
+  /** Whether the tenant has messages read for profiles. */
+  extracts: boolean;
 }
 
 export interface Memberships {
@@ -20,14 +22,20 @@ export interface Memberships {
   forget(tenant: string): void;
 }
 
-const FIND = pointRead<{ known: boolean; role: number; membership: number | null; pii: number | null }>(`
+const FIND = pointRead<{
+  known: boolean;
+  role: number;
+  membership: number | null;
+  pii: number | null;
+  extracts: boolean;
+}>(`
   select $2 = any (t.envs) as known, coalesce(m.role, 0) as role,
-    (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii
+    (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii, t.extract_time is not null as extracts
   from tenants t
   left join tenant_members m on m.tenant_id = t.tenant_id and m.env = $2 and m.user_id = $3
   where t.tenant_id = $1`);
 
-const NOBODY: Membership = { known: false, role: 0, membership: 0, pii: 0 };
+const NOBODY: Membership = { known: false, role: 0, membership: 0, pii: 0, extracts: false };
 
 // Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
 const TTL_MS = 3000;
@@ -44,6 +52,7 @@ export function memberships(database: Database): Memberships {
         role: row.role,
         membership: row.membership ?? TenantPolicies_Membership.EXPLICIT,
         pii: row.pii ?? TenantPolicies_Pii.REJECT,
+        extracts: row.extracts,
       };
     },
   });

@@ -32,6 +32,7 @@ const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
     batch: SESSION_BATCH,
   },
   { kind: 'messages', table: 'thread_events', due: OF_DROPPED },
+  { kind: 'messages', table: 'thread_readings', due: OF_DROPPED },
   { kind: 'tombstones', table: 'memories', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'sessions', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'threads', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
@@ -51,7 +52,8 @@ const SWEEP = query<{ kind: string; n: number }>(`
     delete from dropped_threads d
     where tenant_id = $1 and env = $2 and not exists (
       select from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = d.thread_uid
-      union all select from thread_events e where e.tenant_id = $1 and e.env = $2 and e.thread_uid = d.thread_uid)
+      union all select from thread_events e where e.tenant_id = $1 and e.env = $2 and e.thread_uid = d.thread_uid
+      union all select from thread_readings r where r.tenant_id = $1 and r.env = $2 and r.thread_uid = d.thread_uid)
     returning 1
   ), counts as (
     select kind, sum(n)::int as n from (

@@ -8,7 +8,8 @@ import { etagOf } from '../rpc/validate.ts';
 /** Takes words as they are, whatever the language. */
 export const DEFAULT_LANGUAGE = 'simple';
 
-const COLUMNS = 'tenant_id, display_name, envs, policies, search_language, create_time, update_time, revision';
+const COLUMNS =
+  'tenant_id, display_name, envs, policies, search_language, extract_time is not null as extract_profile, create_time, update_time, revision';
 
 export interface TenantRow {
   tenantId: string;
@@ -16,16 +17,17 @@ export interface TenantRow {
   envs: string[];
   policies: { membership?: number; pii?: number };
   searchLanguage: string;
+  extractProfile: boolean;
   createTime: Timestamp;
   updateTime: Timestamp;
   revision: number;
 }
 
-export function tenantFromRow({ revision, policies, searchLanguage, ...row }: TenantRow): Tenant {
+export function tenantFromRow({ revision, policies, searchLanguage, extractProfile, ...row }: TenantRow): Tenant {
   const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT } = policies;
   return Tenant.fromPartial({
     ...row,
-    policies: { membership, pii, searchLanguage },
+    policies: { membership, pii, searchLanguage, extractProfile },
     etag: etagOf(revision),
   } as object);
 }
@@ -33,8 +35,8 @@ export function tenantFromRow({ revision, policies, searchLanguage, ...row }: Te
 // A change of the tenant itself runs in the tenant's scope with env '', where its event and its stored result lie.
 const CREATE = change<TenantRow>(`
   with saved as (
-    insert into tenants (tenant_id, display_name, envs, policies, search_language)
-    values ($1, $11, $12::text[], $13::jsonb, coalesce($14::text, '${DEFAULT_LANGUAGE}'))
+    insert into tenants (tenant_id, display_name, envs, policies, search_language, extract_time)
+    values ($1, $11, $12::text[], $13::jsonb, coalesce($14::text, '${DEFAULT_LANGUAGE}'), case when $15::boolean then clock_timestamp() end)
     on conflict do nothing
     returning ${COLUMNS}
   ), ${audited('tenants.create', 'saved', { resource: `'tenants/' || tenant_id` })}, ${requested('saved')}
@@ -48,6 +50,7 @@ const UPDATE = change<TenantRow>(`
       envs = t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs)),
       policies = t.policies || $13::jsonb, search_language = coalesce($15::text, t.search_language),
       former_languages = case when $15 <> t.search_language then array_remove(t.former_languages, $15) || t.search_language else t.former_languages end,
+      extract_time = case when $16::boolean is null or ($16 and t.extract_time is not null) then t.extract_time when $16 then clock_timestamp() end,
       language_time = case when $15 <> t.search_language then clock_timestamp() else t.language_time end, update_time = now(), revision = t.revision + 1
     where tenant_id = $1 and ($14::bigint is null or revision = $14)
       and cardinality(t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs))) <= 20
@@ -61,12 +64,13 @@ export interface TenantFields {
   envs: string[];
   policies: { membership?: number; pii?: number };
   searchLanguage: string | undefined;
+  extractProfile?: boolean | undefined;
 }
 
 /** Gives no row if there is a tenant with this id. */
 export async function createTenant(tx: TenantTx, fields: TenantFields): Promise<TenantRow[]> {
-  const { displayName, envs, policies, searchLanguage } = fields;
-  return tx.final(CREATE, [displayName ?? '', envs, json(policies), searchLanguage]);
+  const { displayName, envs, policies, searchLanguage, extractProfile } = fields;
+  return tx.final(CREATE, [displayName ?? '', envs, json(policies), searchLanguage, extractProfile]);
 }
 
 /** Gives no row if there is no such tenant, its revision is another, or it would have more than 20 envs. */
@@ -75,8 +79,8 @@ export async function updateTenant(
   fields: TenantFields,
   revision: number | undefined,
 ): Promise<TenantRow[]> {
-  const { displayName, envs, policies, searchLanguage } = fields;
-  return tx.final(UPDATE, [displayName, envs, json(policies), revision, searchLanguage]);
+  const { displayName, envs, policies, searchLanguage, extractProfile } = fields;
+  return tx.final(UPDATE, [displayName, envs, json(policies), revision, searchLanguage, extractProfile]);
 }
 
 const GET = pointRead<TenantRow>(`select ${COLUMNS} from tenants where tenant_id = $1`);

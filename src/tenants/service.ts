@@ -148,6 +148,7 @@ const MASKABLE = [
   'policies.membership',
   'policies.pii',
   'policies.search_language',
+  'policies.extract_profile',
 ];
 const LANGUAGE = 'tenant.policies.search_language';
 
@@ -168,7 +169,7 @@ async function checkTenant(check: Check, tenant: Tenant | undefined, call: Call)
 /** What is set: with a mask only what it names, where a policy without a value gets its default. */
 function fieldsOf(tenant: Tenant, mask: string[] | undefined): TenantFields {
   const named = (...paths: string[]) => !mask || paths.some((path) => mask.includes(path));
-  const { membership = 0, pii = 0, searchLanguage = '' } = tenant.policies ?? {};
+  const { membership = 0, pii = 0, searchLanguage = '', extractProfile } = tenant.policies ?? {};
   const policies: TenantFields['policies'] = {};
   if (named('policies', 'policies.membership') && (membership || mask)) {
     policies.membership = membership || TenantPolicies_Membership.EXPLICIT;
@@ -181,5 +182,8 @@ function fieldsOf(tenant: Tenant, mask: string[] | undefined): TenantFields {
     envs: named('envs') ? tenant.envs : [],
     policies,
     searchLanguage: named('policies', 'policies.search_language') ? language : undefined,
+    extractProfile: named('policies', 'policies.extract_profile')
+      ? (extractProfile ?? (mask ? false : undefined))
+      : undefined,
   };
 }

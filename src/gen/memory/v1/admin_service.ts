@@ -50,7 +50,7 @@ export interface UpdateTenantRequest {
     | undefined;
   /**
    * Optional. The fields to change: `display_name`, `envs`, `policies`, `policies.membership`, `policies.pii`,
-   * `policies.search_language`. A named field without a value gets its default.
+   * `policies.search_language`, `policies.extract_profile`. A named field without a value gets its default.
    */
   updateMask:
     | string[]

@@ -50,6 +50,12 @@ export interface TenantPolicies {
    * anew in the background, minutes later; until then they are searched in the language before.
    */
   searchLanguage: string;
+  /**
+   * Optional. Whether messages that people write (role HUMAN) are read for the profiles of their users: names, e-mail addresses,
+   * phone numbers and postal addresses that they say are theirs. Those are read that are appended from then on, within
+   * seconds, of each the first 8,192 characters. Off by default.
+   */
+  extractProfile?: boolean | undefined;
 }
 
 /** How users become members. */
@@ -265,7 +271,7 @@ export const Tenant: MessageFns<Tenant> = {
 };
 
 function createBaseTenantPolicies(): TenantPolicies {
-  return { membership: 0, pii: 0, searchLanguage: "" };
+  return { membership: 0, pii: 0, searchLanguage: "", extractProfile: undefined };
 }
 
 export const TenantPolicies: MessageFns<TenantPolicies> = {
@@ -278,6 +284,9 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     }
     if (message.searchLanguage !== "") {
       writer.uint32(26).string(message.searchLanguage);
+    }
+    if (message.extractProfile !== undefined) {
+      writer.uint32(32).bool(message.extractProfile);
     }
     return writer;
   },
@@ -319,6 +328,14 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
             message.searchLanguage = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.extractProfile = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -339,6 +356,7 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     message.membership = object.membership ?? 0;
     message.pii = object.pii ?? 0;
     message.searchLanguage = object.searchLanguage ?? "";
+    message.extractProfile = object.extractProfile ?? undefined;
     return message;
   },
 };

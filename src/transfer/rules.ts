@@ -7,6 +7,7 @@ import type { Table } from './catalog.ts';
 export const LEFT_OUT: Record<string, string> = {
   requests: 'answers to retries of this place, partly sealed with its keys, and gone after a day',
   expiry_stats: 'what the sweeps of this place have done',
+  reading_rounds: 'how far this place was searched for messages that nobody had read',
   dropped_threads: 'what the sweep has still to remove here, which an export leaves out',
 };
 
@@ -53,6 +54,7 @@ export const ROWS: Record<string, Condition> = {
   messages: ofLiveThread,
   thread_events: ofLiveThread,
   message_streams: ofLiveThread,
+  thread_readings: ofLiveThread,
   audit_events: (row) => `${row}.action not in ('${Object.values(ACTIONS).join("', '")}')`,
 };
 
@@ -74,6 +76,7 @@ const OF_PROJECT: Record<string, Condition> = {
   messages: ofThread(threadOfProject),
   thread_events: ofThread(threadOfProject),
   message_streams: ofThread(threadOfProject),
+  thread_readings: ofThread(threadOfProject),
   bundles: (row) => `${row}.source_project_id = $3`,
   audit_events: (row) =>
     `(${session(row)} or starts_with(${row}.resource, 'projects/' || $3 || '/') or ${row}.resource = 'projects/' || $3)`,

@@ -18,6 +18,8 @@ create table memory_texts (
 );
 create index memory_texts_search on memory_texts using gin (tenant_id, env, project_id, tsv)
   with (fastupdate = on, gin_pending_list_limit = 1024);
+-- What most memories of a project match, and what none does, is met on the way from the newest on.
+create index memory_texts_newest on memory_texts (tenant_id, env, project_id, memory_id);
 
 -- The words of a project's memories, as they are written, to find those that are like a misspelt one. A word that is used no
 -- more goes some days later: each is looked for again, once a week.
@@ -122,21 +124,29 @@ begin
     any_language := coalesce(any_language || query, query);
   end loop;
   return query
-    with matches as materialized (
+    with recent as materialized (
       select t.memory_id from memory_texts t
       where t.tenant_id = tenant and t.env = environment and t.project_id = project and t.tsv @@ any_language
         and (cardinality(languages) = 1 or t.tsv @@ wanted[array_position(languages, t.search_language)])
         and (holding is null or exists (
           select from memory_versions v
           where v.tenant_id = tenant and v.env = environment and v.memory_id = t.memory_id and v.version = t.version and v.metadata @> holding))
-    ), recent as materialized (
-      select matches.memory_id from matches order by matches.memory_id desc limit 10000
+      order by t.memory_id desc limit 10000
     ), ranked as (
       select m.id, (case when t.tsv @@ q.typed then 1 + ts_rank_cd(t.tsv, q.typed, 33) else ts_rank_cd(t.tsv, q.wanted, 33) end)::real as score
       from recent r
-      join memory_texts t on t.tenant_id = tenant and t.env = environment and t.memory_id = r.memory_id
-      join memories m on m.tenant_id = tenant and m.env = environment and m.id = r.memory_id and m.version = t.version
-        and m.delete_time is null and (m.expire_time is null or m.expire_time > now())
+      -- One by one: for many the planner would rather read the whole tables.
+      cross join lateral (
+        select t.version, t.search_language, t.tsv from memory_texts t
+        where t.tenant_id = tenant and t.env = environment and t.memory_id = r.memory_id
+        limit 1
+      ) t
+      cross join lateral (
+        select m.id from memories m
+        where m.tenant_id = tenant and m.env = environment and m.id = r.memory_id and m.version = t.version
+          and m.delete_time is null and (m.expire_time is null or m.expire_time > now())
+        limit 1
+      ) m
       cross join lateral (select array_position(languages, t.search_language) as n) l
       cross join lateral (select typed[l.n] as typed, wanted[l.n] as wanted) q
     )

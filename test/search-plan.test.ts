@@ -1,9 +1,7 @@
-import { randomUUID } from 'node:crypto';
 import { expect } from 'chai';
-import pg from 'pg';
-import { migrate } from '../src/db/migrate.ts';
 import type { RunningServer } from '../src/server.ts';
-import { appUrl, connect, headersOf, ownerUrl, runSql, startTestServer, until } from './support.ts';
+import { blocksOf, ownDatabase, planWithin } from './fixtures/plans.ts';
+import { connect, headersOf, runSql, startTestServer, until } from './support.ts';
 
 const MESSAGES = 1_000_000;
 const [TENANT, ENV] = ['big', 'dev'];
@@ -24,79 +22,34 @@ const SEED = `
       concat_ws(' ', 'common', case when n / 10 % 10 = 0 then 'tenth' end, case when n / 10 % 10000 = 0 then 'rare' end,
         'a' || hashint4(n) % 997, 'b' || hashint4(n) % 9973, 'c' || n) as content) c;`;
 
-interface Node {
-  'Node Type': string;
-  'Relation Name'?: string;
-  'Index Name'?: string;
-  'Index Cond'?: string;
-  'Actual Rows': number;
-  'Shared Hit Blocks': number;
-  'Shared Read Blocks': number;
-  Plans?: Node[];
-}
-
-const nodesOf = (node: Node): Node[] => [node, ...(node.Plans ?? []).flatMap(nodesOf)];
-
 describe('search in a large tenant', () => {
-  const name = `search_${randomUUID().replaceAll('-', '')}`;
+  let database: Awaited<ReturnType<typeof ownDatabase>>;
   let owner: string;
-  let app: string;
   let server: RunningServer;
 
   before(async function () {
     this.timeout(600_000);
-    await runSql(ownerUrl(), `create database ${name}`);
-    [owner, app] = [ownerUrl(), appUrl()].map((url) => Object.assign(new URL(url), { pathname: `/${name}` }).href) as [
-      string,
-      string,
-    ];
-    await migrate(owner);
+    database = await ownDatabase('search');
+    owner = database.owner;
     const [{ index }] = await runSql(owner, `select pg_get_indexdef('messages_search'::regclass) as index`);
     await runSql(owner, SEED);
     await runSql(owner, index);
     await runSql(owner, 'analyze');
-    server = await startTestServer({}, undefined, app);
+    server = await startTestServer({}, undefined, database.app);
   });
   after(async () => {
     await server?.stop();
-    await runSql(ownerUrl(), `drop database if exists ${name} with (force)`);
+    await database?.drop();
   });
 
-  /** What the function does as the runtime role, under row-level security, as Postgres itself tells. */
-  async function planOf(user: string, words: string): Promise<Node[]> {
-    const client = new pg.Client({ connectionString: owner });
-    const plans: Node[] = [];
-    client.on('notice', ({ message = '' }) => {
-      const [, json] = /plan:\n(\{[\s\S]*\})$/.exec(message) ?? [];
-      if (json) plans.push(JSON.parse(json).Plan);
-    });
-    await client.connect();
-    try {
-      const explain = {
-        min_duration: '0',
-        nested_statements: 'on',
-        analyze: 'on',
-        buffers: 'on',
-        timing: 'off',
-        format: 'json',
-      };
-      await client.query(`load 'auto_explain'; set app.tenant_id = '${TENANT}'; set app.env = '${ENV}'`);
-      for (const [setting, value] of Object.entries(explain))
-        await client.query(`set auto_explain.log_${setting} = ${value}`);
-      await client.query('set client_min_messages = log; set role memoryd_app');
-      const args = [TENANT, ENV, user, words];
-      await client.query(
-        'select * from search_messages($1, $2, $3, $4, null, null, null, null, null, null, null, null, 51)',
-        args,
-      );
-    } finally {
-      await client.end();
-    }
-    const [search] = plans.map(nodesOf).filter((nodes) => nodes.some((node) => node['Relation Name'] === 'messages'));
-    return search!;
-  }
-
-  const read = ([top]: Node[]) => top!['Shared Hit Blocks'] + top!['Shared Read Blocks'];
+  const planOf = (user: string, words: string) =>
+    planWithin(
+      owner,
+      { tenant: TENANT, env: ENV },
+      'messages',
+      'select * from search_messages($1, $2, $3, $4, null, null, null, null, null, null, null, null, 51)',
+      [TENANT, ENV, user, words],
+    );
 
   it('finds by the index of words, user, env and tenant, and reads what matches only', async () => {
     for (const user of ['u0', 'u5']) {
@@ -118,7 +71,7 @@ describe('search in a large tenant', () => {
         );
         expect(nodes.find((node) => node['Node Type'] === 'Bitmap Heap Scan')!['Actual Rows'], what).to.equal(n);
         // Some for the index and the threads, and a few for each match: of the messages there are a hundred times as many.
-        expect(read(nodes), what).to.be.lessThan(150 + 12 * n);
+        expect(blocksOf(nodes), what).to.be.lessThan(150 + 12 * n);
       }
     }
   });

@@ -1,5 +1,5 @@
-import { v7 as uuidv7 } from 'uuid';
-import { reader, type Scope, type Stamp, type TenantDb, type TenantTx, transaction } from '../db/transaction.ts';
+import { commandStamp } from '../db/change.ts';
+import { reader, type Scope, type TenantDb, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { Member_Role } from '../gen/memory/v1/tenant.ts';
 import {
@@ -23,16 +23,7 @@ function changeIn<T>(
   method: string,
   work: (tx: TenantTx) => Promise<T>,
 ): Promise<T> {
-  const stamp: Stamp = {
-    actor: 'cli',
-    method,
-    requestId: null,
-    fingerprint: null,
-    eventId: uuidv7(),
-    traceId: '',
-    requester: '',
-  };
-  return transaction(database, scope, stamp, limits, { repeatable: false }, work);
+  return transaction(database, scope, commandStamp(method), limits, { repeatable: false }, work);
 }
 
 const itself = (tenant: string): Scope => ({ tenant, env: '', user: '' });
@@ -55,7 +46,7 @@ export async function create(context: Direct, tenant: string, envs: string[], di
     check.that(new Set(envs).size === envs.length, 'envs', 'names an env twice');
     check.text('name', displayName, 200);
   });
-  const [row] = await changeIn(context, itself(tenant), 'cli/CreateTenant', (tx) =>
+  const [row] = await changeIn(context, itself(tenant), 'CreateTenant', (tx) =>
     createTenant(tx, { displayName, envs, policies: {}, searchLanguage: undefined }),
   );
   if (!row) throw new UserError(`there is a tenant ${tenant} already`);
@@ -65,7 +56,7 @@ export async function create(context: Direct, tenant: string, envs: string[], di
 export async function addEnv(context: Direct, tenant: string, env: string): Promise<string[]> {
   checked((check) => check.slug('env', env));
   await existing(context, tenant);
-  const [row] = await changeIn(context, itself(tenant), 'cli/UpdateTenant', (tx) =>
+  const [row] = await changeIn(context, itself(tenant), 'UpdateTenant', (tx) =>
     updateTenant(tx, { displayName: undefined, envs: [env], policies: {}, searchLanguage: undefined }, undefined),
   );
   if (!row) throw new UserError(`tenant ${tenant} would have more than 20 envs`);
@@ -77,7 +68,7 @@ export async function addMember(context: Direct, scope: Scope, admin: boolean): 
   checked((check) => check.id('user', user));
   await existing(context, tenant, env);
   const role = admin ? Member_Role.ADMIN : Member_Role.MEMBER;
-  await changeIn(context, { ...scope, user: '' }, 'cli/PutMember', (tx) => putMember(tx, user, role));
+  await changeIn(context, { ...scope, user: '' }, 'PutMember', (tx) => putMember(tx, user, role));
   return [`${user} is ${admin ? 'an admin' : 'a member'} of ${tenant}, ${env}`];
 }
 
@@ -85,7 +76,7 @@ export async function removeMember(context: Direct, scope: Scope): Promise<strin
   const { tenant, env, user } = scope;
   checked((check) => check.id('user', user));
   await existing(context, tenant, env);
-  const gone = await changeIn(context, { ...scope, user: '' }, 'cli/RemoveMember', (tx) => removeFrom(tx, user));
+  const gone = await changeIn(context, { ...scope, user: '' }, 'RemoveMember', (tx) => removeFrom(tx, user));
   if (gone.length === 0) throw new UserError(`${user} is no member of ${tenant}, ${env}`);
   return [`${user} is no member of ${tenant}, ${env} any more`];
 }

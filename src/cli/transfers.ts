@@ -1,13 +1,12 @@
 import { stat } from 'node:fs/promises';
 import { databaseUrlOf } from '../config.ts';
-import { audited } from '../db/change.ts';
+import { audited, commandStamp } from '../db/change.ts';
 import { change } from '../db/statement.ts';
 import { transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { withClient } from '../preflight.ts';
 import { exportTo } from '../transfer/export.ts';
 import { importFrom } from '../transfer/import.ts';
-import { stampOf } from '../transfer/rows.ts';
 import { ACTIONS } from '../transfer/rules.ts';
 import { checked, type Direct, direct } from './direct.ts';
 import { megabytes, progress, thousands } from './progress.ts';
@@ -34,8 +33,13 @@ const AUDIT = change(`
 /** The event is there before anything is read, however the export ends. */
 async function leaveEvents({ database, limits }: Direct, tenant: string, envs: string[], project: string) {
   for (const env of envs) {
-    await transaction(database, { tenant, env, user: '' }, stampOf('cli/Export'), limits, { repeatable: false }, (tx) =>
-      tx.final(AUDIT, [project]),
+    await transaction(
+      database,
+      { tenant, env, user: '' },
+      commandStamp('Export'),
+      limits,
+      { repeatable: false },
+      (tx) => tx.final(AUDIT, [project]),
     );
   }
 }
@@ -64,7 +68,8 @@ export async function runExport(file: string, { tenant, env, project }: ExportOp
   console.error(`exported ${thousands(footer.rows)} rows, ${megabytes(bytes)}${file === '-' ? '' : `, to ${file}`}`);
 }
 
-export async function runImport(file: string, { tenant, env, dryRun }: ImportOptions): Promise<void> {
+export async function runImport(file: string | undefined, { tenant, env, dryRun }: ImportOptions): Promise<void> {
+  if (!file) throw new UserError('import needs a file, or --from');
   const size = file === '-' ? 0 : await sizeOf(file);
   let state = '';
   const shown = progress(() => state);

@@ -1,3 +1,4 @@
+import { v7 as uuidv7 } from 'uuid';
 import { finalAmongOthers } from './gather.ts';
 import type { Database, Limits } from './pool.ts';
 import { change, rowFromJson, type Statement, type Value } from './statement.ts';
@@ -27,6 +28,17 @@ export function audited(
     returning 1
   )`;
 }
+
+/** The stamp of a change by whoever runs a command of memoryd: the audit trail knows it as `cli`. */
+export const commandStamp = (method: string): Stamp => ({
+  actor: 'cli',
+  method: `cli/${method}`,
+  requestId: null,
+  fingerprint: null,
+  eventId: uuidv7(),
+  traceId: '',
+  requester: '',
+});
 
 /**
  * Stores the rows of `source` as the result of the call's request_id, if it has one: the last CTE of a change. A plain

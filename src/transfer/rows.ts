@@ -1,10 +1,9 @@
-import { v7 as uuidv7 } from 'uuid';
-import { audited } from '../db/change.ts';
+import { audited, commandStamp } from '../db/change.ts';
 import { sqlState } from '../db/failure.ts';
 import type { SchemaState } from '../db/migrate.ts';
 import type { Database } from '../db/pool.ts';
 import { change, type Statement } from '../db/statement.ts';
-import { type Scope, type Stamp, type TenantTx, transaction } from '../db/transaction.ts';
+import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import type { Table } from './catalog.ts';
 import type { Batch, Header } from './file.ts';
@@ -103,16 +102,6 @@ const AUDIT = change(`
   with moved as (select 1), ${audited(ACTIONS.import, 'moved', { resource: `'tenants/' || $1`, metadata: '$11::jsonb' })}
   select 1 from moved`);
 
-export const stampOf = (method: string): Stamp => ({
-  actor: 'cli',
-  method,
-  requestId: null,
-  fingerprint: null,
-  eventId: uuidv7(),
-  traceId: '',
-  requester: '',
-});
-
 export const scopeOf = ({ tenant, envs }: Target, env: string): Scope => ({
   tenant,
   env: env === '' ? '' : envs.get(env)!,
@@ -144,7 +133,7 @@ export async function take(
     return await transaction(
       target.database,
       scopeOf(target, batch.env),
-      stampOf('cli/Import'),
+      commandStamp('Import'),
       limits,
       { repeatable: true },
       work,

@@ -44,4 +44,25 @@ export const TRANSFER: Mutant[] = [
     'at = rows.at(-1)!.position.map((key) => (/^\\d+$/.test(key) ? String(Number(key) + 1) : key));',
     'transfer',
   ),
+  mutant(
+    'an import changes a session that is here already',
+    'src/importers/importer.ts',
+    'if (standing.known) return standing.sessionId;',
+    '',
+    'importers',
+  ),
+  mutant(
+    'what was deleted comes back with an import',
+    'src/importers/repository.ts',
+    'coalesce((select delete_time is not null from',
+    'coalesce((select delete_time is null and false from',
+    'importers',
+  ),
+  mutant(
+    'imported messages are younger than those after them',
+    'src/importers/repository.ts',
+    'max(time) over (order by seq)',
+    'time',
+    'importers',
+  ),
 ];

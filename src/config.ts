@@ -1,4 +1,5 @@
 import { UserError } from './errors.ts';
+import { storeUrl } from './snapshots/open.ts';
 
 /** One flag: how its text becomes a value, what stands if it is not given, and what it means. */
 export interface Setting<T> {
@@ -125,6 +126,11 @@ export const SETTINGS = {
   drainWait: setting('duration', duration, '2s', 'On a signal: how long it goes on, not ready, before it drains.'),
   drainTimeout: setting('duration', duration, '10s', 'On a signal: how long calls under way may go on.'),
   sweepInterval: setting('duration', minutes, '1m', 'How often what has expired is removed: up to 30m. 0m: never.'),
+  snapshotStore: optional(
+    'url',
+    storeUrl,
+    'Where snapshots of what is committed are kept: `file:///folder`, `s3://bucket/prefix`, `gdrive://folder`. Without: nowhere.',
+  ),
   metricsPort: optional('number', port, 'Port of `/metrics`, `/livez` and `/readyz` (HTTP). Off if not given.'),
   metricsHost: setting('address', word, '127.0.0.1', 'Address of the metrics port.'),
   logLevel: setting(

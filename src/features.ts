@@ -1,3 +1,5 @@
+import { artifactHandlers } from './artifacts/service.ts';
+import { startUploads } from './artifacts/uploads.ts';
 import { auditHandlers } from './audit/service.ts';
 import { bundleAccess, bundleHandlers } from './bundles/service.ts';
 import { contextReadHandlers } from './contexts/context-service.ts';
@@ -12,7 +14,7 @@ import { MemoryServiceDefinition, MemoryServiceService } from './gen/memory/v1/m
 import { ProfileServiceDefinition, ProfileServiceService } from './gen/memory/v1/profile_service.ts';
 import { ProjectMemoryServiceDefinition, ProjectMemoryServiceService } from './gen/memory/v1/project_memory_service.ts';
 import { inputHandlers } from './inputs/service.ts';
-import { startJobs } from './jobs/worker.ts';
+import { type Job, startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
 import { forgetWords } from './memories/texts.ts';
 import { countUses } from './memories/uses.ts';
@@ -21,8 +23,9 @@ import { profileHandlers } from './profiles/service.ts';
 import { projectHandlers } from './projects/service.ts';
 import { implement } from './rpc/implement.ts';
 import { rederive } from './search/rederive.ts';
-import type { Features } from './server.ts';
+import type { Background, Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
+import { openStore } from './snapshots/open.ts';
 import { startJanitor } from './streams/janitor.ts';
 import { streamHandlers } from './streams/service.ts';
 import { sweep } from './tenants/expiry.ts';
@@ -84,6 +87,7 @@ export const features: Features = {
         ...inputHandlers,
         ...lockHandlers,
         ...draftHandlers,
+        ...artifactHandlers,
       }),
       implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
       implement(kernel, AuditServiceService, AuditServiceDefinition, auditHandlers),
@@ -93,8 +97,14 @@ export const features: Features = {
   async background({ kernel, config, metrics, log }) {
     const { database, changes } = kernel;
     const url = config.directDatabaseUrl ?? config.databaseUrl;
-    const janitor = startJanitor(url, database, changes, log);
-    if (config.sweepInterval === 0) return janitor;
+    const store = config.snapshotStore && (await openStore(config.snapshotStore));
+    const running: Background[] = [startJanitor(url, database, changes, log)];
+    if (store) running.push(startUploads(url, { database, store, metrics, log }));
+    const stop = async () => {
+      await Promise.all(running.map((one) => one.stop()));
+    };
+    if (config.sweepInterval === 0) return { stop };
+
     const removed = async (signal: AbortSignal) => {
       const counts = await sweep(database, signal);
       for (const [kind, rows] of counts) metrics.swept(kind, rows);
@@ -103,25 +113,19 @@ export const features: Features = {
     const everyMinutes = config.sweepInterval / 60_000;
     // What began so long ago has ended: it writes in no former language any more, and no message with an older id.
     const settledMs = 2 * config.callTimeout + 60_000;
-    const derived = (signal: AbortSignal) => rederive(database, settledMs, signal);
-    const read = (signal: AbortSignal) => readAll(database, settledMs, signal);
-    const jobs = await startJobs(
-      url,
-      [
-        { name: 'sweep', everyMinutes, run: removed },
-        { name: 'rederive', everyMinutes, run: derived },
-        { name: 'forget-words', everyMinutes, run: (signal) => forgetWords(database, signal) },
-        { name: 'read-for-profiles', everyMinutes: 1, run: read },
-      ],
-      log,
-    ).catch(async (error) => {
-      await janitor.stop();
-      throw error;
-    });
-    return {
-      async stop() {
-        await Promise.all([jobs.stop(), janitor.stop()]);
-      },
-    };
+    const jobs: Job[] = [
+      { name: 'sweep', everyMinutes, run: removed },
+      { name: 'rederive', everyMinutes, run: (signal) => rederive(database, settledMs, signal) },
+      { name: 'forget-words', everyMinutes, run: (signal) => forgetWords(database, signal) },
+      { name: 'read-for-profiles', everyMinutes: 1, run: (signal) => readAll(database, settledMs, signal) },
+    ];
+    const started = startJobs(url, jobs, log);
+    running.push(
+      await started.catch(async (error) => {
+        await stop();
+        throw error;
+      }),
+    );
+    return { stop };
   },
 };

@@ -164,6 +164,25 @@ describe('audit', () => {
     await change(client.artifact.saveDraft, { ...own, content: SECRET }, ofDraft('drafts.save'));
     await change(client.artifact.restoreDraft, { ...own, revision: 1 }, ofDraft('drafts.restore'));
     await change(client.artifact.unlockSection, own, ofDraft('sections.unlock'));
+    const output = {
+      ...{
+        projectId: 'atlas',
+        artifactKey: 'report',
+        sections: [{ sectionId: 'intro', revision: 1 }],
+        finalOutput: SECRET,
+      },
+      ...{
+        reviewers: [SECRET],
+        approvals: [{ approver: SECRET, verdict: 1 as const, comment: SECRET }],
+        gateStage: SECRET,
+      },
+    };
+    const committed = await change(client.artifact.commitArtifact, output, (r) => ({
+      action: 'artifacts.commit',
+      resource: `projects/atlas/artifacts/${r.artifact!.id}`,
+    }));
+    const snapshotId = committed.artifact!.snapshot!.id;
+    await change(client.artifact.retrySnapshot, { snapshotId }, artifact('snapshots.retry', `snapshots/${snapshotId}`));
     const byAdmin = (action: string) => () => ({ action, actor: 'admin', userId: 'admin', resource: 'members/new' });
     const member = { member: { userId: 'new', role: Member_Role.MEMBER } };
     await change(admin.putMember, member, byAdmin('members.put'), as('admin'));

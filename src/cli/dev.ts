@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { access, readFile, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import type pg from 'pg';
 import { type Config, makeConfig } from '../config.ts';
 import { addKey } from '../db/keyring.ts';
@@ -42,7 +43,8 @@ export async function dev(data: string, options: Parameters<typeof makeConfig>[1
     const app = new URL(owner);
     app.username = 'memoryd_app';
     app.password = password;
-    const config = makeConfig(app.href, { ...options, keyFile, directDatabaseUrl: app.href });
+    const snapshotStore = options?.snapshotStore ?? pathToFileURL(join(folder, 'snapshots'));
+    const config = makeConfig(app.href, { ...options, keyFile, directDatabaseUrl: app.href, snapshotStore });
     const server = await startServer(config, features, log);
     // For the commands that talk to the database. It is another one at each start.
     const urlFile = join(folder, 'database-url');

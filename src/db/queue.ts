@@ -12,6 +12,43 @@ export function jobsPool(connectionString: string | undefined, max: number): pg.
   return pool;
 }
 
+/**
+ * Does something every so often for as long as it is not stopped, one round after the other, with a connection that sees what
+ * memoryd_jobs may see of all tenants.
+ */
+export function rounds(
+  connectionString: string | undefined,
+  everyMs: number,
+  round: (pool: pg.Pool) => Promise<void>,
+  failed: (error: unknown) => void,
+): { stop(): Promise<void> } {
+  const pool = jobsPool(connectionString, 1);
+  let stopping = false;
+  let timer: NodeJS.Timeout;
+  let running: Promise<void> = Promise.resolve();
+
+  function next(): void {
+    timer = setTimeout(() => {
+      running = round(pool)
+        .catch((error) => {
+          if (!stopping) failed(error);
+        })
+        .then(() => {
+          if (!stopping) next();
+        });
+    }, everyMs);
+  }
+  next();
+  return {
+    async stop() {
+      stopping = true;
+      clearTimeout(timer);
+      await running;
+      await pool.end();
+    },
+  };
+}
+
 /** Installs the queue, or brings it up to date. The role may create its schema only as long as that takes. */
 export async function migrateJobs(connectionString: string | undefined, owner: pg.Client): Promise<void> {
   const grant = (what: string) => owner.query(`do $$ begin execute format('${what}', current_database()); end $$`);

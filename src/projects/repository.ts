@@ -1,3 +1,4 @@
+import { queuedProfiles } from '../artifacts/snapshots.ts';
 import { audited, requested } from '../db/change.ts';
 import { change, pointRead, query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
@@ -93,7 +94,10 @@ const PUT = change<PutRow>(`
     select $1, $2, $11, version, $12::text, $13::bigint, $14::boolean, update_time, $3
     from (select * from made union all select * from moved) put
     returning version, true as created
-  ), ${audited('profiles.put', 'content', {
+  ), ${queuedProfiles(
+    `(select $11::text as project_id, version, update_time as create_time from (select * from made union all select * from moved) p)`,
+    't.version',
+  )}, ${audited('profiles.put', 'content', {
     resource: `'projects/' || $11 || '/profile'`,
     metadata: `jsonb_build_object('version', version, 'base_version', $13, 'merged', $14)`,
   })}, ${requested('content')}

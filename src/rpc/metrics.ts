@@ -12,6 +12,10 @@ export interface Metrics {
   counted(what: Counted, kind: string, n: number): void;
   /** Rows that the sweep removed. */
   swept(kind: string, rows: number): void;
+  /** An attempt to upload a snapshot. */
+  uploaded(outcome: 'stored' | 'retried' | 'failed'): void;
+  /** How many snapshots wait for their upload, and how many were given up. */
+  snapshots(counts: { pending: number; failed: number }): void;
 }
 
 type Count = { readonly count: number };
@@ -43,6 +47,18 @@ export function createMetrics(database: Database, inFlight: Count, openStreams: 
     name: 'memoryd_things_total',
     help: 'Sessions, messages and bundles that calls created, read or forwarded.',
     labelNames: ['what', 'kind'],
+    registers,
+  });
+  const uploads = new Counter({
+    name: 'memoryd_snapshot_uploads_total',
+    help: 'Attempts to upload a snapshot, by outcome: stored, retried later, or failed for good.',
+    labelNames: ['outcome'],
+    registers,
+  });
+  const snapshots = new Gauge({
+    name: 'memoryd_snapshots',
+    help: 'Snapshots that are not in the store, by state. Each server that uploads tells those of all.',
+    labelNames: ['state'],
     registers,
   });
   const unknown = new Counter({
@@ -89,6 +105,10 @@ export function createMetrics(database: Database, inFlight: Count, openStreams: 
     },
     counted: (what, kind, n) => counted.inc({ what, kind }, n),
     unknownMethod: () => unknown.inc(),
+    uploaded: (outcome) => uploads.inc({ outcome }),
+    snapshots(counts) {
+      for (const [state, count] of Object.entries(counts)) snapshots.set({ state }, count);
+    },
     swept: (kind, rows) => swept.inc({ kind }, rows),
   };
 }

@@ -76,7 +76,7 @@ async function telling<T>(work: () => Promise<T>): Promise<T> {
     return await work();
   } catch (error) {
     if (error instanceof StoreError) throw error;
-    const { code = 'unknown error', path = '' } = error as NodeJS.ErrnoException;
-    throw new StoreError(`the snapshot folder: ${code}${path && ` ${path}`}`, FINAL.has(code), error);
+    const { code = 'unknown error' } = error as NodeJS.ErrnoException;
+    throw new StoreError(`the snapshot folder: ${code}`, FINAL.has(code), error);
   }
 }

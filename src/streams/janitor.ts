@@ -2,7 +2,7 @@ import type { Logger } from 'pino';
 import { v7 as uuidv7 } from 'uuid';
 import type { Changes } from '../db/changes.ts';
 import type { Database } from '../db/pool.ts';
-import { jobsPool } from '../db/queue.ts';
+import { rounds } from '../db/queue.ts';
 import { type Scope, type Stamp, transaction } from '../db/transaction.ts';
 import { describe } from '../rpc/observe.ts';
 import { forgetStream, interruptStream, staleStreams } from './repository.ts';
@@ -31,36 +31,15 @@ export function startJanitor(
   changes: Changes,
   log: Logger,
 ): { stop(): Promise<void> } {
-  const pool = jobsPool(connectionString, 1);
-  let stopping = false;
-  let timer: NodeJS.Timeout;
-  let round: Promise<void> = Promise.resolve();
-
-  async function look(): Promise<void> {
-    const { rows } = await pool.query<{ tenant: string; env: string }>(STALE_TENANTS);
-    for (const row of rows) await interruptAll(database, row, changes);
-  }
-
-  function next(): void {
-    timer = setTimeout(() => {
-      round = look()
-        .catch((error) => {
-          if (!stopping) log.debug({ err: describe(error) }, 'looking for broken streams');
-        })
-        .then(() => {
-          if (!stopping) next();
-        });
-    }, EVERY_MS);
-  }
-  next();
-  return {
-    async stop() {
-      stopping = true;
-      clearTimeout(timer);
-      await round;
-      await pool.end();
+  return rounds(
+    connectionString,
+    EVERY_MS,
+    async (pool) => {
+      const { rows } = await pool.query<{ tenant: string; env: string }>(STALE_TENANTS);
+      for (const row of rows) await interruptAll(database, row, changes);
     },
-  };
+    (error) => log.debug({ err: describe(error) }, 'looking for broken streams'),
+  );
 }
 
 async function interruptAll(database: Database, { tenant, env }: Omit<Scope, 'user'>, changes: Changes): Promise<void> {

@@ -20,6 +20,7 @@ import {
 } from "@grpc/grpc-js";
 import { Struct } from "../../../wire/struct.ts";
 import { Duration } from "../../google/protobuf/duration.ts";
+import { Approval, Artifact, SectionRevision, Snapshot, Snapshot_UploadState } from "./artifact.ts";
 import { Draft, DraftPrompt, DraftRevision, DraftSource, SectionLock } from "./draft.ts";
 import { Input } from "./input.ts";
 import { ProfileChange, ProjectProfile } from "./project_profile.ts";
@@ -341,6 +342,113 @@ export interface RestoreDraftRequest {
 export interface RestoreDraftResponse {
   /** The revision as stored. */
   revision: DraftRevision | undefined;
+}
+
+/** The request of CommitArtifact. */
+export interface CommitArtifactRequest {
+  /** Required. The project, 1 to 128 characters. */
+  projectId: string;
+  /** Required. The artifact's name, 1 to 128 characters. */
+  artifactKey: string;
+  /**
+   * Required. The revisions that it was put together from, 1 to 100, in order, of each section one. With the inputs that they
+   * cite they have at most 16 MiB.
+   */
+  sections: SectionRevision[];
+  /** Required. The output, at most 2 MiB of UTF-8 without NUL. */
+  finalOutput: string;
+  /** Optional. The version of the project profile. The newest if 0. */
+  profileVersion: number;
+  /** Optional. Who was to review it, at most 50, each 1 to 128 characters. */
+  reviewers: string[];
+  /** Optional. What was decided about it, at most 50. */
+  approvals: Approval[];
+  /** Optional. The stage of the caller's process that it has passed, at most 128 characters. */
+  gateStage: string;
+  /** Optional. Free data of the caller, at most 64 KiB as JSON and 32 levels deep. */
+  metadata:
+    | { [key: string]: any }
+    | undefined;
+  /** Optional. The session that it is committed in, a UUID. It must be the caller's. */
+  sessionId: string;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of CommitArtifact. */
+export interface CommitArtifactResponse {
+  /** The artifact as committed, without its output. */
+  artifact: Artifact | undefined;
+}
+
+/** The request of GetArtifact. */
+export interface GetArtifactRequest {
+  /** Required. The project, 1 to 128 characters. */
+  projectId: string;
+  /** Required. The artifact's name, 1 to 128 characters. */
+  artifactKey: string;
+  /** Optional. The version. The newest if 0. */
+  version: number;
+}
+
+/** The response of GetArtifact. */
+export interface GetArtifactResponse {
+  /** The artifact. */
+  artifact: Artifact | undefined;
+}
+
+/** The request of ListArtifacts. */
+export interface ListArtifactsRequest {
+  /** Required. The project, 1 to 128 characters. */
+  projectId: string;
+  /** Optional. Only versions of this artifact, at most 128 characters. */
+  artifactKey: string;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListArtifacts. */
+export interface ListArtifactsResponse {
+  /** The artifacts. */
+  artifacts: Artifact[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of ListSnapshots. */
+export interface ListSnapshotsRequest {
+  /** Required. The project, 1 to 128 characters. */
+  projectId: string;
+  /** Optional. Only snapshots in this state. */
+  uploadState: Snapshot_UploadState;
+  /** Optional. At most this many, 50 if 0, at most 500. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListSnapshots. */
+export interface ListSnapshotsResponse {
+  /** The snapshots. */
+  snapshots: Snapshot[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of RetrySnapshot. */
+export interface RetrySnapshotRequest {
+  /** Required. The snapshot, a UUID. */
+  snapshotId: string;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of RetrySnapshot. */
+export interface RetrySnapshotResponse {
+  /** The snapshot as it waits now. */
+  snapshot: Snapshot | undefined;
 }
 
 function createBaseGetProjectProfileRequest(): GetProjectProfileRequest {
@@ -2738,8 +2846,828 @@ export const RestoreDraftResponse: MessageFns<RestoreDraftResponse> = {
   },
 };
 
+function createBaseCommitArtifactRequest(): CommitArtifactRequest {
+  return {
+    projectId: "",
+    artifactKey: "",
+    sections: [],
+    finalOutput: "",
+    profileVersion: 0,
+    reviewers: [],
+    approvals: [],
+    gateStage: "",
+    metadata: undefined,
+    sessionId: "",
+    requestId: "",
+  };
+}
+
+export const CommitArtifactRequest: MessageFns<CommitArtifactRequest> = {
+  encode(message: CommitArtifactRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.artifactKey !== "") {
+      writer.uint32(18).string(message.artifactKey);
+    }
+    for (const v of message.sections) {
+      SectionRevision.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.finalOutput !== "") {
+      writer.uint32(34).string(message.finalOutput);
+    }
+    if (message.profileVersion !== 0) {
+      writer.uint32(40).int64(message.profileVersion);
+    }
+    for (const v of message.reviewers) {
+      writer.uint32(50).string(v!);
+    }
+    for (const v of message.approvals) {
+      Approval.encode(v!, writer.uint32(58).fork()).join();
+    }
+    if (message.gateStage !== "") {
+      writer.uint32(66).string(message.gateStage);
+    }
+    if (message.metadata !== undefined) {
+      Struct.encode(Struct.wrap(message.metadata), writer.uint32(74).fork()).join();
+    }
+    if (message.sessionId !== "") {
+      writer.uint32(82).string(message.sessionId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(90).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CommitArtifactRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCommitArtifactRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.artifactKey = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.sections.push(SectionRevision.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.finalOutput = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.profileVersion = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.reviewers.push(reader.string());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.approvals.push(Approval.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.gateStage = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.metadata = Struct.unwrap(Struct.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CommitArtifactRequest>, I>>(base?: I): CommitArtifactRequest {
+    return CommitArtifactRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CommitArtifactRequest>, I>>(object: I): CommitArtifactRequest {
+    const message = createBaseCommitArtifactRequest();
+    message.projectId = object.projectId ?? "";
+    message.artifactKey = object.artifactKey ?? "";
+    message.sections = object.sections?.map((e) => SectionRevision.fromPartial(e)) || [];
+    message.finalOutput = object.finalOutput ?? "";
+    message.profileVersion = object.profileVersion ?? 0;
+    message.reviewers = object.reviewers?.map((e) => e) || [];
+    message.approvals = object.approvals?.map((e) => Approval.fromPartial(e)) || [];
+    message.gateStage = object.gateStage ?? "";
+    message.metadata = object.metadata ?? undefined;
+    message.sessionId = object.sessionId ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseCommitArtifactResponse(): CommitArtifactResponse {
+  return { artifact: undefined };
+}
+
+export const CommitArtifactResponse: MessageFns<CommitArtifactResponse> = {
+  encode(message: CommitArtifactResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.artifact !== undefined) {
+      Artifact.encode(message.artifact, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CommitArtifactResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCommitArtifactResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.artifact = Artifact.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<CommitArtifactResponse>, I>>(base?: I): CommitArtifactResponse {
+    return CommitArtifactResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CommitArtifactResponse>, I>>(object: I): CommitArtifactResponse {
+    const message = createBaseCommitArtifactResponse();
+    message.artifact = (object.artifact !== undefined && object.artifact !== null)
+      ? Artifact.fromPartial(object.artifact)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseGetArtifactRequest(): GetArtifactRequest {
+  return { projectId: "", artifactKey: "", version: 0 };
+}
+
+export const GetArtifactRequest: MessageFns<GetArtifactRequest> = {
+  encode(message: GetArtifactRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.artifactKey !== "") {
+      writer.uint32(18).string(message.artifactKey);
+    }
+    if (message.version !== 0) {
+      writer.uint32(24).int64(message.version);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetArtifactRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetArtifactRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.artifactKey = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.version = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetArtifactRequest>, I>>(base?: I): GetArtifactRequest {
+    return GetArtifactRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetArtifactRequest>, I>>(object: I): GetArtifactRequest {
+    const message = createBaseGetArtifactRequest();
+    message.projectId = object.projectId ?? "";
+    message.artifactKey = object.artifactKey ?? "";
+    message.version = object.version ?? 0;
+    return message;
+  },
+};
+
+function createBaseGetArtifactResponse(): GetArtifactResponse {
+  return { artifact: undefined };
+}
+
+export const GetArtifactResponse: MessageFns<GetArtifactResponse> = {
+  encode(message: GetArtifactResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.artifact !== undefined) {
+      Artifact.encode(message.artifact, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetArtifactResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetArtifactResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.artifact = Artifact.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetArtifactResponse>, I>>(base?: I): GetArtifactResponse {
+    return GetArtifactResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetArtifactResponse>, I>>(object: I): GetArtifactResponse {
+    const message = createBaseGetArtifactResponse();
+    message.artifact = (object.artifact !== undefined && object.artifact !== null)
+      ? Artifact.fromPartial(object.artifact)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseListArtifactsRequest(): ListArtifactsRequest {
+  return { projectId: "", artifactKey: "", pageSize: 0, pageToken: "" };
+}
+
+export const ListArtifactsRequest: MessageFns<ListArtifactsRequest> = {
+  encode(message: ListArtifactsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.artifactKey !== "") {
+      writer.uint32(18).string(message.artifactKey);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(24).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(34).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListArtifactsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListArtifactsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.artifactKey = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListArtifactsRequest>, I>>(base?: I): ListArtifactsRequest {
+    return ListArtifactsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListArtifactsRequest>, I>>(object: I): ListArtifactsRequest {
+    const message = createBaseListArtifactsRequest();
+    message.projectId = object.projectId ?? "";
+    message.artifactKey = object.artifactKey ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListArtifactsResponse(): ListArtifactsResponse {
+  return { artifacts: [], nextPageToken: "" };
+}
+
+export const ListArtifactsResponse: MessageFns<ListArtifactsResponse> = {
+  encode(message: ListArtifactsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.artifacts) {
+      Artifact.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListArtifactsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListArtifactsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.artifacts.push(Artifact.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListArtifactsResponse>, I>>(base?: I): ListArtifactsResponse {
+    return ListArtifactsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListArtifactsResponse>, I>>(object: I): ListArtifactsResponse {
+    const message = createBaseListArtifactsResponse();
+    message.artifacts = object.artifacts?.map((e) => Artifact.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListSnapshotsRequest(): ListSnapshotsRequest {
+  return { projectId: "", uploadState: 0, pageSize: 0, pageToken: "" };
+}
+
+export const ListSnapshotsRequest: MessageFns<ListSnapshotsRequest> = {
+  encode(message: ListSnapshotsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.uploadState !== 0) {
+      writer.uint32(16).int32(message.uploadState);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(24).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(34).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListSnapshotsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListSnapshotsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.uploadState = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListSnapshotsRequest>, I>>(base?: I): ListSnapshotsRequest {
+    return ListSnapshotsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListSnapshotsRequest>, I>>(object: I): ListSnapshotsRequest {
+    const message = createBaseListSnapshotsRequest();
+    message.projectId = object.projectId ?? "";
+    message.uploadState = object.uploadState ?? 0;
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListSnapshotsResponse(): ListSnapshotsResponse {
+  return { snapshots: [], nextPageToken: "" };
+}
+
+export const ListSnapshotsResponse: MessageFns<ListSnapshotsResponse> = {
+  encode(message: ListSnapshotsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.snapshots) {
+      Snapshot.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListSnapshotsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListSnapshotsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.snapshots.push(Snapshot.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListSnapshotsResponse>, I>>(base?: I): ListSnapshotsResponse {
+    return ListSnapshotsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListSnapshotsResponse>, I>>(object: I): ListSnapshotsResponse {
+    const message = createBaseListSnapshotsResponse();
+    message.snapshots = object.snapshots?.map((e) => Snapshot.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseRetrySnapshotRequest(): RetrySnapshotRequest {
+  return { snapshotId: "", requestId: "" };
+}
+
+export const RetrySnapshotRequest: MessageFns<RetrySnapshotRequest> = {
+  encode(message: RetrySnapshotRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.snapshotId !== "") {
+      writer.uint32(10).string(message.snapshotId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetrySnapshotRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetrySnapshotRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.snapshotId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RetrySnapshotRequest>, I>>(base?: I): RetrySnapshotRequest {
+    return RetrySnapshotRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RetrySnapshotRequest>, I>>(object: I): RetrySnapshotRequest {
+    const message = createBaseRetrySnapshotRequest();
+    message.snapshotId = object.snapshotId ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseRetrySnapshotResponse(): RetrySnapshotResponse {
+  return { snapshot: undefined };
+}
+
+export const RetrySnapshotResponse: MessageFns<RetrySnapshotResponse> = {
+  encode(message: RetrySnapshotResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.snapshot !== undefined) {
+      Snapshot.encode(message.snapshot, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetrySnapshotResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetrySnapshotResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.snapshot = Snapshot.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RetrySnapshotResponse>, I>>(base?: I): RetrySnapshotResponse {
+    return RetrySnapshotResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RetrySnapshotResponse>, I>>(object: I): RetrySnapshotResponse {
+    const message = createBaseRetrySnapshotResponse();
+    message.snapshot = (object.snapshot !== undefined && object.snapshot !== null)
+      ? Snapshot.fromPartial(object.snapshot)
+      : undefined;
+    return message;
+  },
+};
+
 /**
- * Keeps what a project's document is made of: its profile, its inputs, and the drafts of its sections.
+ * Keeps what a project's document is made of: its profile, its inputs, the drafts of its sections, and what was committed.
  *
  * All of it belongs to the tenant and env: every member reads and writes it, and each thing tells who made it and who changed
  * it. Identity, errors and `request_id` are those of MemoryService.
@@ -2913,11 +3841,66 @@ export const ArtifactServiceDefinition = {
       responseStream: false,
       options: {},
     },
+    /**
+     * Commits an output: makes a new version of an artifact from named revisions of sections, and locks these and the version of
+     * the profile, all in one. Locked revisions and versions stay; sections and profile go on with new ones. A snapshot of it is
+     * then uploaded to the snapshot store in the background: see the artifact's `snapshot`.
+     *
+     * A revision or a version that is not there: `NOT_FOUND`, which names all of them, and nothing is committed. It needs no locks
+     * of sections: revisions never change.
+     */
+    commitArtifact: {
+      name: "CommitArtifact",
+      requestType: CommitArtifactRequest as typeof CommitArtifactRequest,
+      requestStream: false,
+      responseType: CommitArtifactResponse as typeof CommitArtifactResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Returns an artifact with its output, at any of its versions. */
+    getArtifact: {
+      name: "GetArtifact",
+      requestType: GetArtifactRequest as typeof GetArtifactRequest,
+      requestStream: false,
+      responseType: GetArtifactResponse as typeof GetArtifactResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the artifacts of a project, newest first, each version by itself, without the outputs. */
+    listArtifacts: {
+      name: "ListArtifacts",
+      requestType: ListArtifactsRequest as typeof ListArtifactsRequest,
+      requestStream: false,
+      responseType: ListArtifactsResponse as typeof ListArtifactsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the snapshots of a project, newest first: of each version of its artifacts and of its profile. */
+    listSnapshots: {
+      name: "ListSnapshots",
+      requestType: ListSnapshotsRequest as typeof ListSnapshotsRequest,
+      requestStream: false,
+      responseType: ListSnapshotsResponse as typeof ListSnapshotsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Tries an upload again at once: one that was given up, or one that waits for its next attempt. Of one that is stored:
+     * `FAILED_PRECONDITION`, `SNAPSHOT_STORED`.
+     */
+    retrySnapshot: {
+      name: "RetrySnapshot",
+      requestType: RetrySnapshotRequest as typeof RetrySnapshotRequest,
+      requestStream: false,
+      responseType: RetrySnapshotResponse as typeof RetrySnapshotResponse,
+      responseStream: false,
+      options: {},
+    },
   },
 } as const;
 
 /**
- * Keeps what a project's document is made of: its profile, its inputs, and the drafts of its sections.
+ * Keeps what a project's document is made of: its profile, its inputs, the drafts of its sections, and what was committed.
  *
  * All of it belongs to the tenant and env: every member reads and writes it, and each thing tells who made it and who changed
  * it. Identity, errors and `request_id` are those of MemoryService.
@@ -3119,6 +4102,71 @@ export const ArtifactServiceService = {
       Buffer.from(RestoreDraftResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): RestoreDraftResponse => RestoreDraftResponse.decode(value),
   },
+  /**
+   * Commits an output: makes a new version of an artifact from named revisions of sections, and locks these and the version of
+   * the profile, all in one. Locked revisions and versions stay; sections and profile go on with new ones. A snapshot of it is
+   * then uploaded to the snapshot store in the background: see the artifact's `snapshot`.
+   *
+   * A revision or a version that is not there: `NOT_FOUND`, which names all of them, and nothing is committed. It needs no locks
+   * of sections: revisions never change.
+   */
+  commitArtifact: {
+    path: "/memory.v1.ArtifactService/CommitArtifact" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: CommitArtifactRequest): Buffer =>
+      Buffer.from(CommitArtifactRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): CommitArtifactRequest => CommitArtifactRequest.decode(value),
+    responseSerialize: (value: CommitArtifactResponse): Buffer =>
+      Buffer.from(CommitArtifactResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): CommitArtifactResponse => CommitArtifactResponse.decode(value),
+  },
+  /** Returns an artifact with its output, at any of its versions. */
+  getArtifact: {
+    path: "/memory.v1.ArtifactService/GetArtifact" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetArtifactRequest): Buffer => Buffer.from(GetArtifactRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetArtifactRequest => GetArtifactRequest.decode(value),
+    responseSerialize: (value: GetArtifactResponse): Buffer => Buffer.from(GetArtifactResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetArtifactResponse => GetArtifactResponse.decode(value),
+  },
+  /** Lists the artifacts of a project, newest first, each version by itself, without the outputs. */
+  listArtifacts: {
+    path: "/memory.v1.ArtifactService/ListArtifacts" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListArtifactsRequest): Buffer => Buffer.from(ListArtifactsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListArtifactsRequest => ListArtifactsRequest.decode(value),
+    responseSerialize: (value: ListArtifactsResponse): Buffer =>
+      Buffer.from(ListArtifactsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListArtifactsResponse => ListArtifactsResponse.decode(value),
+  },
+  /** Lists the snapshots of a project, newest first: of each version of its artifacts and of its profile. */
+  listSnapshots: {
+    path: "/memory.v1.ArtifactService/ListSnapshots" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListSnapshotsRequest): Buffer => Buffer.from(ListSnapshotsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListSnapshotsRequest => ListSnapshotsRequest.decode(value),
+    responseSerialize: (value: ListSnapshotsResponse): Buffer =>
+      Buffer.from(ListSnapshotsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListSnapshotsResponse => ListSnapshotsResponse.decode(value),
+  },
+  /**
+   * Tries an upload again at once: one that was given up, or one that waits for its next attempt. Of one that is stored:
+   * `FAILED_PRECONDITION`, `SNAPSHOT_STORED`.
+   */
+  retrySnapshot: {
+    path: "/memory.v1.ArtifactService/RetrySnapshot" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RetrySnapshotRequest): Buffer => Buffer.from(RetrySnapshotRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RetrySnapshotRequest => RetrySnapshotRequest.decode(value),
+    responseSerialize: (value: RetrySnapshotResponse): Buffer =>
+      Buffer.from(RetrySnapshotResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RetrySnapshotResponse => RetrySnapshotResponse.decode(value),
+  },
 } as const;
 
 export interface ArtifactServiceServer extends UntypedServiceImplementation {
@@ -3181,6 +4229,26 @@ export interface ArtifactServiceServer extends UntypedServiceImplementation {
    * token is `ABORTED`, `STALE_FENCING_TOKEN`.
    */
   restoreDraft: handleUnaryCall<RestoreDraftRequest, RestoreDraftResponse>;
+  /**
+   * Commits an output: makes a new version of an artifact from named revisions of sections, and locks these and the version of
+   * the profile, all in one. Locked revisions and versions stay; sections and profile go on with new ones. A snapshot of it is
+   * then uploaded to the snapshot store in the background: see the artifact's `snapshot`.
+   *
+   * A revision or a version that is not there: `NOT_FOUND`, which names all of them, and nothing is committed. It needs no locks
+   * of sections: revisions never change.
+   */
+  commitArtifact: handleUnaryCall<CommitArtifactRequest, CommitArtifactResponse>;
+  /** Returns an artifact with its output, at any of its versions. */
+  getArtifact: handleUnaryCall<GetArtifactRequest, GetArtifactResponse>;
+  /** Lists the artifacts of a project, newest first, each version by itself, without the outputs. */
+  listArtifacts: handleUnaryCall<ListArtifactsRequest, ListArtifactsResponse>;
+  /** Lists the snapshots of a project, newest first: of each version of its artifacts and of its profile. */
+  listSnapshots: handleUnaryCall<ListSnapshotsRequest, ListSnapshotsResponse>;
+  /**
+   * Tries an upload again at once: one that was given up, or one that waits for its next attempt. Of one that is stored:
+   * `FAILED_PRECONDITION`, `SNAPSHOT_STORED`.
+   */
+  retrySnapshot: handleUnaryCall<RetrySnapshotRequest, RetrySnapshotResponse>;
 }
 
 export interface ArtifactServiceClient extends Client {
@@ -3452,6 +4520,96 @@ export interface ArtifactServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: RestoreDraftResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Commits an output: makes a new version of an artifact from named revisions of sections, and locks these and the version of
+   * the profile, all in one. Locked revisions and versions stay; sections and profile go on with new ones. A snapshot of it is
+   * then uploaded to the snapshot store in the background: see the artifact's `snapshot`.
+   *
+   * A revision or a version that is not there: `NOT_FOUND`, which names all of them, and nothing is committed. It needs no locks
+   * of sections: revisions never change.
+   */
+  commitArtifact(
+    request: CommitArtifactRequest,
+    callback: (error: ServiceError | null, response: CommitArtifactResponse) => void,
+  ): ClientUnaryCall;
+  commitArtifact(
+    request: CommitArtifactRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: CommitArtifactResponse) => void,
+  ): ClientUnaryCall;
+  commitArtifact(
+    request: CommitArtifactRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: CommitArtifactResponse) => void,
+  ): ClientUnaryCall;
+  /** Returns an artifact with its output, at any of its versions. */
+  getArtifact(
+    request: GetArtifactRequest,
+    callback: (error: ServiceError | null, response: GetArtifactResponse) => void,
+  ): ClientUnaryCall;
+  getArtifact(
+    request: GetArtifactRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetArtifactResponse) => void,
+  ): ClientUnaryCall;
+  getArtifact(
+    request: GetArtifactRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetArtifactResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the artifacts of a project, newest first, each version by itself, without the outputs. */
+  listArtifacts(
+    request: ListArtifactsRequest,
+    callback: (error: ServiceError | null, response: ListArtifactsResponse) => void,
+  ): ClientUnaryCall;
+  listArtifacts(
+    request: ListArtifactsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListArtifactsResponse) => void,
+  ): ClientUnaryCall;
+  listArtifacts(
+    request: ListArtifactsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListArtifactsResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the snapshots of a project, newest first: of each version of its artifacts and of its profile. */
+  listSnapshots(
+    request: ListSnapshotsRequest,
+    callback: (error: ServiceError | null, response: ListSnapshotsResponse) => void,
+  ): ClientUnaryCall;
+  listSnapshots(
+    request: ListSnapshotsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListSnapshotsResponse) => void,
+  ): ClientUnaryCall;
+  listSnapshots(
+    request: ListSnapshotsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListSnapshotsResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Tries an upload again at once: one that was given up, or one that waits for its next attempt. Of one that is stored:
+   * `FAILED_PRECONDITION`, `SNAPSHOT_STORED`.
+   */
+  retrySnapshot(
+    request: RetrySnapshotRequest,
+    callback: (error: ServiceError | null, response: RetrySnapshotResponse) => void,
+  ): ClientUnaryCall;
+  retrySnapshot(
+    request: RetrySnapshotRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RetrySnapshotResponse) => void,
+  ): ClientUnaryCall;
+  retrySnapshot(
+    request: RetrySnapshotRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RetrySnapshotResponse) => void,
   ): ClientUnaryCall;
 }
 

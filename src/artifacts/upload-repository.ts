@@ -1,0 +1,137 @@
+import type pg from 'pg';
+import { audited } from '../db/change.ts';
+import { change, query } from '../db/statement.ts';
+import type { TenantTx } from '../db/transaction.ts';
+import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
+import type { SnapshotFile } from '../snapshots/store.ts';
+import { type Kept, RECORDS, type RecordKind } from './records.ts';
+import { CITED } from './repository.ts';
+
+const { PENDING, STORED, FAILED } = Snapshot_UploadState;
+const { PROFILE } = Snapshot_Kind;
+
+// Over the tenants, as the role that may see where uploads wait, but nothing of them.
+const DUE_TENANTS = `
+  select distinct tenant_id as tenant, env from snapshots
+  where upload_state = ${PENDING} and due_time <= clock_timestamp() limit 1000`;
+
+export async function tenantsWithDueUploads(pool: pg.Pool): Promise<{ tenant: string; env: string }[]> {
+  return (await pool.query(DUE_TENANTS)).rows;
+}
+
+const COUNTS = `
+  select count(*) filter (where upload_state = ${PENDING})::int as pending, count(*) filter (where upload_state = ${FAILED})::int as failed
+  from snapshots where upload_state = ${PENDING} or upload_state = ${FAILED}`;
+
+/** How many snapshots wait, and how many were given up, of all tenants. */
+export async function uploadCounts(pool: pg.Pool): Promise<{ pending: number; failed: number }> {
+  return (await pool.query(COUNTS)).rows[0];
+}
+
+export interface Claimed {
+  id: string;
+  projectId: string;
+  kind: Snapshot_Kind;
+  artifactKey: string;
+  version: number;
+  attempts: number;
+}
+
+const CLAIM = query<Claimed>(`
+  update snapshots set uploader = $4::uuid, attempts = attempts + 1, due_time = clock_timestamp() + make_interval(secs => $5::float8)
+  where tenant_id = $1 and env = $2 and id = (
+    select id from snapshots where tenant_id = $1 and env = $2 and upload_state = ${PENDING} and due_time <= clock_timestamp()
+    order by due_time limit 1 for update skip locked)
+  returning id, project_id, kind, artifact_key, version, attempts`);
+
+/** Takes an upload that is due, for so long: until then nobody else does it. Undefined if none is. */
+export async function claimUpload(tx: TenantTx, uploader: string, seconds: number): Promise<Claimed | undefined> {
+  const [row] = await tx.final(CLAIM, [uploader, seconds]);
+  return row;
+}
+
+const KEEP = query<{ id: string }>(`
+  update snapshots set due_time = clock_timestamp() + make_interval(secs => $6::float8)
+  where tenant_id = $1 and env = $2 and id = $4::uuid and uploader = $5::uuid and upload_state = ${PENDING}
+  returning id`);
+
+/** Keeps it for longer. False if somebody else has it by now. */
+export async function keepUpload(tx: TenantTx, id: string, uploader: string, seconds: number): Promise<boolean> {
+  return (await tx.final(KEEP, [id, uploader, seconds])).length > 0;
+}
+
+const record = (kind: RecordKind, from: string) => {
+  const { columns, text } = RECORDS[kind];
+  const row = columns.map((column) => `'${column}', r.${column}`).join(', ');
+  return `select '${kind}' as kind, jsonb_pretty(jsonb_build_object(${row})) as row, r.${text} as text from ${from}`;
+};
+const PROFILE_OF = (version: string) =>
+  record(
+    'profiles',
+    `project_profile_versions r where r.tenant_id = $1 and r.env = $2 and r.project_id = $4 and r.version = ${version}`,
+  );
+
+const READ_PROFILE = query<Kept>(PROFILE_OF('$5::bigint'));
+
+const READ_ARTIFACT = query<Kept>(`
+  with artifact as (
+    select a.* from artifacts a
+    where a.tenant_id = $1 and a.env = $2 and a.project_id = $4 and a.artifact_key = $5 and a.version = $6::bigint
+  ), named as (
+    select r.*, s.place from artifact, jsonb_array_elements(artifact.sections) with ordinality s (section, place)
+    join draft_revisions r on r.tenant_id = $1 and r.env = $2 and r.project_id = $4
+      and r.section_id = s.section ->> 'sectionId' and r.revision = (s.section ->> 'revision')::bigint
+  ), cited as (
+    select i.* from project_inputs i
+    where i.tenant_id = $1 and i.env = $2 and i.project_id = $4 and i.id in (select c.id from named, lateral (${CITED('named')}) c (id))
+  )
+  ${PROFILE_OF('(select profile_version from artifact)')}
+  union all (${record('inputs', 'cited r')} order by r.id)
+  union all (${record('sections', 'named r')} order by r.place)
+  union all ${record('artifacts', 'artifact r')}`);
+
+/** What goes into a snapshot. */
+export async function readSnapshot(tx: TenantTx, { kind, projectId, artifactKey, version }: Claimed): Promise<Kept[]> {
+  if (kind === PROFILE) return tx.final(READ_PROFILE, [projectId, version]);
+  return tx.final(READ_ARTIFACT, [projectId, artifactKey, version]);
+}
+
+const resource = `'projects/' || project_id || '/snapshots/' || id`;
+
+const DONE = change<{ id: string }>(`
+  with stored as (
+    update snapshots set upload_state = ${STORED}, uploader = null, reason = '', link = $13::text, sha256 = $14::text,
+      size_bytes = $15::bigint, store_time = clock_timestamp()
+    where tenant_id = $1 and env = $2 and id = $11::uuid and uploader = $12::uuid and upload_state = ${PENDING}
+    returning id, project_id, size_bytes
+  ), ${audited('snapshots.store', 'stored', { resource, metadata: `jsonb_build_object('size_bytes', size_bytes)` })}
+  select id from stored`);
+
+/** The store has it. Nothing happens if somebody else has the upload by now: they come to the same. */
+export async function uploadDone(tx: TenantTx, id: string, uploader: string, link: string, file: SnapshotFile) {
+  return tx.final(DONE, [id, uploader, link, file.sha256, file.bytes.length]);
+}
+
+const PUT_OFF = change<{ uploadState: Snapshot_UploadState }>(`
+  with put_off as (
+    update snapshots set uploader = null, reason = $13::text, due_time = clock_timestamp() + make_interval(secs => $14::float8),
+      upload_state = case when $15::bool or queue_time <= clock_timestamp() - interval '1 day' then ${FAILED} else ${PENDING} end
+    where tenant_id = $1 and env = $2 and id = $11::uuid and uploader = $12::uuid and upload_state = ${PENDING}
+    returning id, project_id, upload_state
+  ), failed as (
+    select id, project_id from put_off where upload_state = ${FAILED}
+  ), ${audited('snapshots.fail', 'failed', { resource })}
+  select upload_state from put_off`);
+
+/** It did not work: to be tried again later, or given up, for good or because it has not worked for a day. */
+export async function putOff(
+  tx: TenantTx,
+  id: string,
+  uploader: string,
+  reason: string,
+  seconds: number,
+  permanent: boolean,
+): Promise<Snapshot_UploadState | undefined> {
+  const [row] = await tx.final(PUT_OFF, [id, uploader, reason, seconds, permanent]);
+  return row?.uploadState;
+}

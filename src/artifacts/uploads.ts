@@ -1,0 +1,142 @@
+import type { Logger } from 'pino';
+import { v7 as uuidv7 } from 'uuid';
+import type { Database } from '../db/pool.ts';
+import { rounds } from '../db/queue.ts';
+import { type Scope, type Stamp, type TenantTx, transaction } from '../db/transaction.ts';
+import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
+import type { Metrics } from '../rpc/metrics.ts';
+import { describe } from '../rpc/observe.ts';
+import { folderOf, pack, type Subject } from '../snapshots/archive.ts';
+import { type Store, StoreError } from '../snapshots/store.ts';
+import { partsOf } from './records.ts';
+import {
+  type Claimed,
+  claimUpload,
+  keepUpload,
+  putOff,
+  readSnapshot,
+  tenantsWithDueUploads,
+  uploadCounts,
+  uploadDone,
+} from './upload-repository.ts';
+
+const EVERY_MS = 1000;
+const COUNT_EVERY = 10;
+const LIMIT_MS = 30_000;
+/** A process that is killed keeps an upload from the others for so long; one that lives renews it before. */
+const CLAIM_SECONDS = 15;
+const LONGEST_WAIT_SECONDS = 15 * 60;
+
+export interface Uploading {
+  database: Database;
+  store: Store;
+  metrics: Pick<Metrics, 'uploaded' | 'snapshots'>;
+  log: Logger;
+}
+
+/** A second after the first attempt, then twice as long each time, and never quite the same for two of them. */
+const waitSeconds = (attempts: number) =>
+  Math.min(LONGEST_WAIT_SECONDS, 2 ** (attempts - 1)) * (0.5 + Math.random() / 2);
+
+const stamp = (method: string): Stamp => ({
+  actor: 'memoryd',
+  method,
+  requestId: null,
+  fingerprint: null,
+  eventId: uuidv7(),
+  traceId: '',
+  requester: '',
+});
+
+/** Uploads what is due, one after the other. Each process does; what one of them has taken the others leave alone. */
+export function startUploads(connectionString: string | undefined, uploading: Uploading): { stop(): Promise<void> } {
+  const { metrics, log } = uploading;
+  const ending = new AbortController();
+  let round = 0;
+  const looking = rounds(
+    connectionString,
+    EVERY_MS,
+    async (pool) => {
+      if (round++ % COUNT_EVERY === 0) metrics.snapshots(await uploadCounts(pool));
+      // One of each tenant in turn, so that one with many does not keep the others waiting.
+      for (let tenants = await tenantsWithDueUploads(pool); tenants.length > 0; ) {
+        const more: typeof tenants = [];
+        for (const tenant of tenants) {
+          if (ending.signal.aborted) return;
+          if (await uploadNext(uploading, { ...tenant, user: '' }, ending.signal)) more.push(tenant);
+        }
+        tenants = more;
+      }
+    },
+    (error) => log.debug({ err: describe(error) }, 'looking for uploads'),
+  );
+  return {
+    async stop() {
+      ending.abort();
+      await looking.stop();
+    },
+  };
+}
+
+/** Uploads one snapshot of a tenant and env, or finds out why not. False if none is due. */
+async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSignal): Promise<boolean> {
+  const { database, store, metrics, log } = uploading;
+  const uploader = uuidv7();
+  const run = <T>(method: string, work: (tx: TenantTx) => Promise<T>) =>
+    transaction(database, scope, stamp(method), { deadline: Date.now() + LIMIT_MS }, { repeatable: true }, work);
+
+  const claimed = await run('snapshots.claim', (tx) => claimUpload(tx, uploader, CLAIM_SECONDS));
+  if (!claimed) return false;
+  const { id, attempts } = claimed;
+  const claim = keeping(() => run('snapshots.keep', (tx) => keepUpload(tx, id, uploader, CLAIM_SECONDS)));
+  try {
+    const records = await run('snapshots.read', (tx) => readSnapshot(tx, claimed));
+    const file = pack(subjectOf(scope, claimed), partsOf(records));
+    const signal = AbortSignal.any([ending, claim.lost]);
+    const link = await store.put(folderOf({ ...scope, ...claimed }), file, signal);
+    await run('snapshots.store', (tx) => uploadDone(tx, id, uploader, link, file));
+    metrics.uploaded('stored');
+  } catch (error) {
+    const known = error instanceof StoreError ? error : new StoreError('internal error', false, error);
+    // Another process takes it at once if this one ends.
+    const seconds = ending.aborted ? 0 : waitSeconds(attempts);
+    const permanent = known.permanent && !ending.aborted;
+    const state = await run('snapshots.fail', (tx) => putOff(tx, id, uploader, known.message, seconds, permanent));
+    const failed = state === Snapshot_UploadState.FAILED;
+    metrics.uploaded(failed ? 'failed' : 'retried');
+    const about = { tenant: scope.tenant, env: scope.env, snapshot: id, attempts, reason: known.message };
+    log[failed ? 'error' : 'info']({ ...about, err: describe(known.cause) }, 'upload');
+  } finally {
+    await claim.end();
+  }
+  return true;
+}
+
+const subjectOf = ({ tenant, env }: Scope, { kind, projectId, artifactKey, version }: Claimed): Subject => {
+  const of = kind === Snapshot_Kind.ARTIFACT ? 'artifact' : 'profile';
+  return { kind: of, tenant, env, projectId, artifactKey, version };
+};
+
+/** Renews a claim until told to end. `lost` aborts when it turns out to be another's. */
+function keeping(keep: () => Promise<boolean>): { lost: AbortSignal; end(): Promise<void> } {
+  const lost = new AbortController();
+  let renewal: Promise<void> = Promise.resolve();
+  const timer = setInterval(
+    () => {
+      renewal = keep().then(
+        (kept) => {
+          if (!kept) lost.abort();
+        },
+        () => {}, // the database is away: the claim may hold until it is back
+      );
+    },
+    (CLAIM_SECONDS * 1000) / 3,
+  );
+  return {
+    lost: lost.signal,
+    async end() {
+      clearInterval(timer);
+      await renewal;
+    },
+  };
+}

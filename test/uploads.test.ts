@@ -1,0 +1,271 @@
+import { createHash } from 'node:crypto';
+import { expect } from 'chai';
+import { recordsOf } from '../src/artifacts/records.ts';
+import { type Snapshot, Snapshot_Kind, Snapshot_UploadState } from '../src/gen/memory/v1/artifact.ts';
+import type { RunningServer } from '../src/server.ts';
+import { unpack } from '../src/snapshots/archive.ts';
+import { storeUrl } from '../src/snapshots/open.ts';
+import { commitOf, type Document, projectId, writeDocument } from './fixtures/documents.ts';
+import type { Fault, HttpRequest } from './fixtures/http-server.ts';
+import { type ServerProcess, startProcess } from './fixtures/process.ts';
+import { S3_ENVIRONMENT, type S3Server, s3Error, startS3 } from './fixtures/s3-server.ts';
+import { type Clients, connect, headersOf, newDatabase, newTenant, runSql, startTestServer, until } from './support.ts';
+
+const { PENDING, STORED, FAILED } = Snapshot_UploadState;
+const isPut = ({ method }: HttpRequest) => method === 'PUT';
+
+// In a database of their own: whoever has a store uploads what is due in all tenants.
+describe('uploads of snapshots', function () {
+  this.timeout(60_000);
+  let database: { owner: string; app: string };
+  let s3: S3Server;
+  let running: { stop(): Promise<void> }[];
+  let tenant: string;
+  let client: Clients;
+  let document: Document;
+
+  before(async () => {
+    Object.assign(process.env, S3_ENVIRONMENT);
+    database = await newDatabase();
+  });
+  after(() => {
+    for (const name of Object.keys(S3_ENVIRONMENT)) delete process.env[name];
+  });
+  beforeEach(async () => {
+    s3 = await startS3();
+    running = [];
+    const server = await serving(undefined);
+    tenant = await newTenant(['user'], {}, database.owner);
+    client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
+    document = await writeDocument(client);
+  });
+  afterEach(async () => {
+    client.close();
+    s3.fault = () => undefined;
+    await Promise.all(running.map((one) => one.stop()));
+    await s3.close();
+    await sql('delete from snapshots');
+  });
+
+  const sql = (text: string, values: unknown[] = []) => runSql(database.owner, text, values);
+
+  async function serving(store: string | undefined): Promise<RunningServer> {
+    const settings = store ? { snapshotStore: storeUrl(store) } : {};
+    const server = await startTestServer(settings, undefined, database.app);
+    running.push(server);
+    return server;
+  }
+  async function process_(): Promise<ServerProcess> {
+    const flags = ['--snapshot-store', s3.storeUrl()];
+    const server = await startProcess({ databaseUrl: database.app, flags });
+    running.push(server);
+    return server;
+  }
+
+  const commit = async (more: object = {}): Promise<Snapshot> =>
+    (await client.artifact.commitArtifact(commitOf(document, more))).artifact!.snapshot!;
+  /** A commit whose snapshot is the only one that waits. */
+  const commitAlone = async (): Promise<Snapshot> => {
+    await sql('delete from snapshots');
+    const snapshot = await commit();
+    await sql('delete from snapshots where id <> $1', [snapshot.id]);
+    return snapshot;
+  };
+  const snapshots = async () => (await client.artifact.listSnapshots({ projectId })).snapshots;
+  const now = async ({ id }: Snapshot) => (await snapshots()).find((snapshot) => snapshot.id === id)!;
+  const becomes = (snapshot: Snapshot, state: Snapshot_UploadState) =>
+    until(async () => {
+      const found = await now(snapshot);
+      return found.uploadState === state && found;
+    });
+  const content = ({ link }: Snapshot) => s3.objects.get(link.replace('s3://', ''))!.body;
+  const nameOf = ({ link }: Snapshot) => link.slice(link.lastIndexOf('/') + 1);
+
+  it('store an artifact with all that it is made of, and tell where, with its checksum', async () => {
+    const request = commitOf(document);
+    const { artifact } = await client.artifact.commitArtifact(request);
+    await serving(s3.storeUrl());
+    const stored = await becomes(artifact!.snapshot!, STORED);
+    const bytes = content(stored);
+    expect(stored).to.deep.include({ reason: '', attempts: 1, sizeBytes: bytes.length, nextAttemptTime: undefined });
+    expect(stored.sha256).to.equal(createHash('sha256').update(bytes).digest('hex'));
+    expect(stored.link).to.match(
+      new RegExp(`^s3://bucket/kept/${tenant}/dev/atlas/artifact-report-v1-${stored.sha256}.tar$`),
+    );
+
+    const { subject, parts } = unpack(nameOf(stored), bytes);
+    expect(subject).to.deep.equal({
+      kind: 'artifact',
+      tenant,
+      env: 'dev',
+      projectId,
+      artifactKey: 'report',
+      version: 1,
+    });
+    const texts = recordsOf(parts).map(({ kind, text }) => [kind, text]);
+    expect(texts).to.deep.equal([
+      ['profiles', 'title: text # kept\nstage: 1\n'],
+      ['inputs', 'input of text'],
+      ['sections', 'text, whole\n'],
+      ['sections', 'text, ended'],
+      ['artifacts', request.finalOutput],
+    ]);
+    const read = await client.artifact.getArtifact({ projectId, artifactKey: 'report' });
+    expect(read.artifact).to.deep.include({ finalOutput: request.finalOutput, snapshot: stored });
+  });
+
+  it('store each version of a profile, as it was written', async () => {
+    await serving(s3.storeUrl());
+    const stored = await until(async () => {
+      const all = await snapshots();
+      return all.every(({ uploadState }) => uploadState === STORED) && all;
+    });
+    const texts = stored.map((snapshot) => recordsOf(unpack(nameOf(snapshot), content(snapshot)).parts)[0]!.text);
+    expect(stored.every(({ kind }) => kind === Snapshot_Kind.PROFILE)).to.equal(true);
+    expect(texts.sort()).to.deep.equal([
+      'project_id: "atlas"\n',
+      'title: text # kept\n',
+      'title: text # kept\nstage: 1\n',
+    ]);
+  });
+
+  it('fail five times, each in another way, and then pass', async () => {
+    const faults: Fault[] = [
+      s3Error(503, 'SlowDown'),
+      s3Error(429, 'TooManyRequests'),
+      { cutAfter: 100 },
+      s3Error(500, 'InternalError'),
+      { cutAfter: 0 },
+    ];
+    const snapshot = await commitAlone();
+    const reasons: string[] = [];
+    s3.fault = async (request) => {
+      if (!isPut(request)) return undefined;
+      const { attempts } = await now(snapshot);
+      return faults[attempts - 1];
+    };
+    await serving(s3.storeUrl());
+    for (let attempt = 1; attempt <= faults.length; attempt++) {
+      const failed = await until(async () => {
+        const found = await now(snapshot);
+        return found.attempts === attempt && found.reason !== '' && found;
+      });
+      expect(failed.uploadState).to.equal(PENDING);
+      reasons.push(failed.reason);
+      // What waits for its next attempt need not wait.
+      await sql(`update snapshots set reason = '', due_time = now()`);
+    }
+    expect(reasons.map((reason) => reason.replace(/no answer .*/, 'no answer'))).to.deep.equal([
+      'S3: 503 SlowDown',
+      'S3: 429 TooManyRequests',
+      'S3: no answer',
+      'S3: 500 InternalError',
+      'S3: no answer',
+    ]);
+    const stored = await becomes(snapshot, STORED);
+    expect(stored).to.deep.include({ attempts: 6, reason: '' });
+    expect(content(stored)).to.have.length(stored.sizeBytes);
+  });
+
+  it('wait longer after each attempt', async () => {
+    const snapshot = await commitAlone();
+    s3.fault = (request) => (isPut(request) ? s3Error(400, 'RequestTimeout') : undefined);
+    await sql('update snapshots set attempts = 8');
+    await serving(s3.storeUrl());
+    await until(async () => (await now(snapshot)).reason !== '');
+    const [{ seconds }] = await sql('select extract(epoch from due_time - now())::float8 as seconds from snapshots');
+    expect(seconds).to.be.within(100, 256);
+  });
+
+  it('are given up with the reason when the store refuses them, and tried again by hand', async () => {
+    s3.fault = (request) => (isPut(request) ? s3Error(403, 'AccessDenied') : undefined);
+    const snapshot = await commit();
+    const server = await serving(s3.storeUrl());
+    const failed = await becomes(snapshot, FAILED);
+    expect(failed).to.deep.include({ reason: 'S3: 403 AccessDenied', attempts: 1, nextAttemptTime: undefined });
+    const metrics = await server.metrics.registry.metrics();
+    expect(metrics).to.contain('memoryd_snapshot_uploads_total{outcome="failed"}');
+    s3.fault = () => undefined;
+    await client.artifact.retrySnapshot({ snapshotId: snapshot.id });
+    expect(await becomes(snapshot, STORED)).to.deep.include({ reason: '', attempts: 1 });
+  });
+
+  it('are given up when the store could not be reached for a day', async () => {
+    s3.fault = (request) => (isPut(request) ? s3Error(400, 'RequestTimeout') : undefined);
+    const snapshot = await commit();
+    await sql(`update snapshots set queue_time = now() - interval '25 hours'`);
+    await serving(s3.storeUrl());
+    expect((await becomes(snapshot, FAILED)).reason).to.equal('S3: 400 RequestTimeout');
+  });
+
+  it('are done by one server at a time, for as long as it takes', async () => {
+    const snapshot = await commitAlone();
+    const held = Promise.withResolvers<undefined>();
+    s3.fault = (request) => (isPut(request) ? held.promise : undefined);
+    await Promise.all([serving(s3.storeUrl()), serving(s3.storeUrl())]);
+    const due = async () => (await sql('select due_time::text as due, attempts from snapshots'))[0];
+    const first = await until(async () => ((await due()).attempts === 1 ? due() : undefined));
+    // Renewed three times, it is held for longer than a claim lasts.
+    let last = first;
+    for (let renewals = 0; renewals < 3; renewals++) {
+      last = await until(async () => {
+        const later = await due();
+        return later.due > last.due && later;
+      });
+    }
+    expect(last.attempts).to.equal(1);
+    expect(s3.seen.filter((line) => line.startsWith('PUT'))).to.have.length(1);
+    held.resolve(undefined);
+    await becomes(snapshot, STORED);
+    expect(s3.seen.filter((line) => line.startsWith('PUT'))).to.have.length(1);
+  });
+
+  it('survive a process that is killed between the commit and the upload, and in the upload', async () => {
+    const snapshot = await commitAlone();
+    const reached = Promise.withResolvers<void>();
+    s3.fault = (request) => {
+      if (!isPut(request)) return undefined;
+      reached.resolve();
+      return new Promise(() => {}); // it never hears of it
+    };
+    const first = await process_();
+    await reached.promise;
+    first.kill('SIGKILL');
+    expect(await first.exited).to.equal('SIGKILL');
+    s3.fault = () => undefined;
+    await process_();
+    const stored = await becomes(snapshot, STORED);
+    expect(stored.sha256).to.equal(createHash('sha256').update(content(stored)).digest('hex'));
+  });
+
+  it('pass at once to another server when the one that does them is stopped', async () => {
+    const snapshot = await commit();
+    const reached = Promise.withResolvers<void>();
+    s3.fault = (request) => {
+      if (!isPut(request)) return undefined;
+      reached.resolve();
+      return new Promise(() => {});
+    };
+    const first = await serving(s3.storeUrl());
+    await reached.promise;
+    s3.fault = () => undefined;
+    await first.stop();
+    const [{ taken }] = await sql('select count(uploader)::int as taken from snapshots');
+    expect(taken).to.equal(0);
+    await serving(s3.storeUrl());
+    await becomes(snapshot, STORED);
+  });
+
+  it('are known by the metrics, by their state', async () => {
+    s3.fault = (request) => (isPut(request) ? s3Error(403, 'AccessDenied') : undefined);
+    await sql(`update snapshots set due_time = now() + interval '1 hour'`);
+    await sql('update snapshots set upload_state = 3 where version = 1');
+    const server = await serving(s3.storeUrl());
+    const metrics = await until(async () => {
+      const text = await server.metrics.registry.metrics();
+      return text.includes('memoryd_snapshots{') && text;
+    });
+    expect(metrics).to.contain('memoryd_snapshots{state="pending"} 2');
+    expect(metrics).to.contain('memoryd_snapshots{state="failed"} 1');
+  });
+});

@@ -1,5 +1,6 @@
 import { artifactHandlers } from './artifacts/service.ts';
 import { startUploads } from './artifacts/uploads.ts';
+import { recordHandlers } from './audit/record-service.ts';
 import { auditHandlers } from './audit/service.ts';
 import { bundleAccess, bundleHandlers } from './bundles/service.ts';
 import { contextReadHandlers } from './contexts/context-service.ts';
@@ -13,6 +14,7 @@ import { ConversationServiceDefinition, ConversationServiceService } from './gen
 import { MemoryServiceDefinition, MemoryServiceService } from './gen/memory/v1/memory_service.ts';
 import { ProfileServiceDefinition, ProfileServiceService } from './gen/memory/v1/profile_service.ts';
 import { ProjectMemoryServiceDefinition, ProjectMemoryServiceService } from './gen/memory/v1/project_memory_service.ts';
+import { UsageServiceDefinition, UsageServiceService } from './gen/memory/v1/usage_service.ts';
 import { inputHandlers } from './inputs/service.ts';
 import { type Job, startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
@@ -37,6 +39,9 @@ import { checkpointHandlers } from './turns/checkpoint-service.ts';
 import { leaseHandlers } from './turns/lease-service.ts';
 import { turnAccess, turnHandlers } from './turns/service.ts';
 import { turnListHandlers } from './turns/turn-service.ts';
+import { budgetHandlers } from './usage/budget-service.ts';
+import { foldAll, startFolder } from './usage/fold.ts';
+import { usageHandlers } from './usage/service.ts';
 import { watches } from './watch/poller.ts';
 import { watchSessionHandlers, watchThreadHandlers } from './watch/service.ts';
 
@@ -48,6 +53,8 @@ export const features: Features = {
     const uses = countUses(database);
     atEnd(uses.stop);
     atEnd(readSoon(database, members, changes, log).stop);
+    const folder = startFolder(database);
+    atEnd(folder.stop);
     const sessions = sessionHandlers({ keyring, members, sessionKeySeconds: config.sessionKeyTtl / 1000 });
     return [
       implement(
@@ -74,7 +81,7 @@ export const features: Features = {
           ...streamHandlers,
           ...watchThreadHandlers(watching),
           ...leaseHandlers,
-          ...turnHandlers,
+          ...turnHandlers(folder),
           ...turnListHandlers,
           ...contextReadHandlers,
         },
@@ -90,7 +97,11 @@ export const features: Features = {
         ...artifactHandlers,
       }),
       implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
-      implement(kernel, AuditServiceService, AuditServiceDefinition, auditHandlers),
+      implement(kernel, AuditServiceService, AuditServiceDefinition, { ...auditHandlers, ...recordHandlers }),
+      implement(kernel, UsageServiceService, UsageServiceDefinition, {
+        ...usageHandlers(folder),
+        ...budgetHandlers((call) => members.forget(call.identity.tenant)),
+      }),
     ];
   },
 
@@ -118,6 +129,7 @@ export const features: Features = {
       { name: 'rederive', everyMinutes, run: (signal) => rederive(database, settledMs, signal) },
       { name: 'forget-words', everyMinutes, run: (signal) => forgetWords(database, signal) },
       { name: 'read-for-profiles', everyMinutes: 1, run: (signal) => readAll(database, settledMs, signal) },
+      { name: 'fold', everyMinutes, run: (signal) => foldAll(database, signal) },
     ];
     const started = startJobs(url, jobs, log);
     running.push(

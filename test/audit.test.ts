@@ -134,6 +134,27 @@ describe('audit', () => {
       resource: 'profiles/user',
       sessionId: id,
     }));
+    const toolCall = { toolName: SECRET, input: { [SECRET]: SECRET }, error: SECRET };
+    await change(client.audit.recordToolCall, { sessionId: id, toolCall }, (r) => ({
+      action: 'tool_calls.record',
+      resource: `tool_calls/${r.toolCall!.id}`,
+      sessionId: id,
+    }));
+    await change(client.audit.recordPrompt, { sessionId: id, prompt: { name: SECRET, text: SECRET } }, (r) => ({
+      action: 'prompts.record',
+      resource: `prompts/${r.prompt!.id}`,
+      sessionId: id,
+    }));
+    const llmRequest = { provider: 'p', model: 'm', status: SECRET, request: { [SECRET]: SECRET } };
+    await change(client.usage.recordLlmRequest, { sessionId: id, llmRequest }, (r) => ({
+      action: 'usage.record',
+      resource: `llm_requests/${r.llmRequest!.id}`,
+      sessionId: id,
+    }));
+    const ofBudget = (action: string) => () => ({ action, resource: 'budgets/3/user/1' });
+    const mine = { scope: 3, subject: 'user', period: 1 };
+    await change(client.usage.setBudget, { budget: { ...mine, costLimit: '1' } }, ofBudget('budgets.set'));
+    await change(client.usage.deleteBudget, mine, ofBudget('budgets.delete'));
     await change(memory.endSession, { sessionId: id }, ofSession('sessions.end'));
     await change(memory.deleteSession, { sessionId: id }, ofSession('sessions.delete'));
     await change(conversation.deleteThread, { threadId: 't' }, () => ({

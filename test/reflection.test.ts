@@ -75,6 +75,7 @@ for (const [version, Client] of [
         'memory.v1.MemoryService',
         'memory.v1.ProfileService',
         'memory.v1.ProjectMemoryService',
+        'memory.v1.UsageService',
       ]);
     });
 

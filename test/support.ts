@@ -22,6 +22,7 @@ import * as conversationTypes from '../src/gen/memory/v1/conversation_service.ts
 import * as memoryTypes from '../src/gen/memory/v1/memory_service.ts';
 import * as profileTypes from '../src/gen/memory/v1/profile_service.ts';
 import * as projectTypes from '../src/gen/memory/v1/project_memory_service.ts';
+import * as usageTypes from '../src/gen/memory/v1/usage_service.ts';
 import { createLog, silentLog } from '../src/log.ts';
 import { type RunningServer, startServer } from '../src/server.ts';
 
@@ -80,16 +81,21 @@ export interface Clients {
   artifact: Promised<artifactTypes.ArtifactServiceClient>;
   admin: Promised<adminTypes.AdminServiceClient>;
   audit: Promised<auditTypes.AuditServiceClient>;
+  usage: Promised<usageTypes.UsageServiceClient>;
   /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. Of a stream the first answer. */
   raw(path: string, bytes: Buffer, metadata?: Metadata): Promise<Buffer>;
   /** The generated clients themselves, for streams. */
-  streams: { memory: memoryTypes.MemoryServiceClient; conversation: conversationTypes.ConversationServiceClient };
+  streams: {
+    memory: memoryTypes.MemoryServiceClient;
+    conversation: conversationTypes.ConversationServiceClient;
+    usage: usageTypes.UsageServiceClient;
+  };
   close(): void;
 }
 
 const same = (buffer: Buffer) => buffer;
 const STREAMING = new Set(
-  [memoryTypes.MemoryServiceService, conversationTypes.ConversationServiceService]
+  [memoryTypes.MemoryServiceService, conversationTypes.ConversationServiceService, usageTypes.UsageServiceService]
     .flatMap((definition) => Object.values(definition))
     .filter((method) => method.requestStream || method.responseStream)
     .map((method) => method.path as string),
@@ -111,6 +117,7 @@ export function connect(
     artifact: new artifactTypes.ArtifactServiceClient(address, credentials, { channelOverride }),
     admin: new adminTypes.AdminServiceClient(address, credentials, { channelOverride }),
     audit: new auditTypes.AuditServiceClient(address, credentials, { channelOverride }),
+    usage: new usageTypes.UsageServiceClient(address, credentials, { channelOverride }),
   };
   const defaults = metadataOf(headers);
   const promised = (client: any, types: any) =>
@@ -133,6 +140,7 @@ export function connect(
     artifact: promised(all.artifact, artifactTypes),
     admin: promised(all.admin, adminTypes),
     audit: promised(all.audit, auditTypes),
+    usage: promised(all.usage, usageTypes),
     raw: (path, bytes, metadata = defaults) =>
       new Promise((resolve, reject) => {
         const options = { deadline: Date.now() + 15_000 };

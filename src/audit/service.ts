@@ -6,7 +6,7 @@ import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
 import { listAuditEvents } from './repository.ts';
 
-export const auditHandlers: Handlers<typeof AuditServiceService> = {
+export const auditHandlers: Pick<Handlers<typeof AuditServiceService>, 'listAuditEvents'> = {
   async listAuditEvents(request, call) {
     const check = new Check();
     check.optionalId('user_id', request.userId);

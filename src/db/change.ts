@@ -154,7 +154,7 @@ export function finisher(action: string) {
   const statement = STORE(action);
   return async <Result extends object>(
     tx: TenantTx,
-    about: { resource: string; sessionId: string; metadata: object },
+    about: { resource: string; sessionId: string | null; metadata: object },
     result: Result,
   ): Promise<Result[]> => {
     const values = [JSON.stringify(result), about.resource, about.sessionId, JSON.stringify(about.metadata)];

@@ -20,7 +20,7 @@ export interface Access {
   operator?: boolean;
 }
 
-const OUTSIDE: Membership = { known: true, role: 0, membership: 0, pii: 0, extracts: false };
+const OUTSIDE: Membership = { known: true, role: 0, membership: 0, pii: 0, extracts: false, budgets: false };
 
 /** Refuses a caller that may not call the method. The answer is the same whether a tenant is unknown or not the caller's. */
 export async function authorize(

@@ -204,6 +204,9 @@ function badRequest(violations: Violation[], limit: number) {
   );
 }
 
+/** No channel should hold a call back for longer than a minute: told a negative number, it gives up instead. */
+const pushback = (ms: number): string => (ms <= 60_000 ? String(ms) : '-1');
+
 /** The error as grpc-js sends it, with its google.rpc.Status, in which as many violations are named as fit. */
 export function toServiceError(error: RpcError): ServiceError {
   const { code, details: of } = error;
@@ -220,7 +223,6 @@ export function toServiceError(error: RpcError): ServiceError {
   const metadata = new Metadata();
   metadata.set('grpc-status-details-bin', bytes);
   // Channels that retry by themselves heed this rather than RetryInfo.
-  if (error.details.retryAfterMs !== undefined)
-    metadata.set('grpc-retry-pushback-ms', String(error.details.retryAfterMs));
+  if (of.retryAfterMs !== undefined) metadata.set('grpc-retry-pushback-ms', pushback(of.retryAfterMs));
   return { name: 'RpcError', message, code, details: message, metadata };
 }

@@ -14,6 +14,8 @@ export interface Membership {
   pii: number;
   /** Whether the tenant has messages read for profiles. */
   extracts: boolean;
+  /** Whether there are budgets in the tenant and env: without, no call asks for them. */
+  budgets: boolean;
 }
 
 export interface Memberships {
@@ -28,14 +30,16 @@ const FIND = pointRead<{
   membership: number | null;
   pii: number | null;
   extracts: boolean;
+  budgets: boolean;
 }>(`
   select $2 = any (t.envs) as known, coalesce(m.role, 0) as role,
-    (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii, t.extract_time is not null as extracts
+    (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii, t.extract_time is not null as extracts,
+    exists (select from budgets b where b.tenant_id = $1 and b.env = $2) as budgets
   from tenants t
   left join tenant_members m on m.tenant_id = t.tenant_id and m.env = $2 and m.user_id = $3
   where t.tenant_id = $1`);
 
-const NOBODY: Membership = { known: false, role: 0, membership: 0, pii: 0, extracts: false };
+const NOBODY: Membership = { known: false, role: 0, membership: 0, pii: 0, extracts: false, budgets: false };
 
 // Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
 const TTL_MS = 3000;
@@ -53,6 +57,7 @@ export function memberships(database: Database): Memberships {
         membership: row.membership ?? TenantPolicies_Membership.EXPLICIT,
         pii: row.pii ?? TenantPolicies_Pii.REJECT,
         extracts: row.extracts,
+        budgets: row.budgets,
       };
     },
   });

@@ -9,8 +9,8 @@ import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/
 import { etagOf } from '../rpc/validate.ts';
 import { QUEUE_DROPPED } from '../threads/removal.ts';
 import { liveSession, sessionEnded } from '../threads/repository.ts';
-import { wipedCalls } from '../turns/calls.ts';
 import { wipedTurns } from '../turns/repository.ts';
+import { wipedCalls } from '../usage/calls.ts';
 
 const COLUMNS = `id, user_id, surface_id, project_id, thread_id, title, preferences, pinned_refs, summary_refs, state, metadata,
     metrics, tool_id, workspace_path, process_id, email, anonymous, pinned, archived, create_time, update_time,

@@ -4,8 +4,8 @@ import { audited, requested } from '../db/change.ts';
 import { ended, fenced } from '../db/lease.ts';
 import { change, query } from '../db/statement.ts';
 import type { TenantTx } from '../db/transaction.ts';
-import { wipedCalls } from '../turns/calls.ts';
 import { wipedTurns } from '../turns/repository.ts';
+import { wipedCalls } from '../usage/calls.ts';
 import { EventKind } from './event.ts';
 import { awaited, liveSession, targeted } from './repository.ts';
 

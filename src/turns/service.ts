@@ -23,7 +23,9 @@ import { type Upsert, upsertSession } from '../sessions/upsert.ts';
 import { appendedMessage, checkAppended } from '../threads/message.ts';
 import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
-import { checkCalls, insertCalls } from './calls.ts';
+import { budgetsOf, refuseSpent, type StatusRow, statusFromRow } from '../usage/budgets.ts';
+import { checkCalls, insertLlmRequests, insertPrompts, insertToolCalls } from '../usage/calls.ts';
+import type { Folder } from '../usage/fold.ts';
 import {
   acquireTurn,
   holdsFence,
@@ -52,11 +54,15 @@ interface Committed {
   revision: number;
   appended: AppendedRow[];
   turn: TurnRow | null;
+  /** Not in results of versions before budgets. */
+  budgets?: StatusRow[];
   /** The session was deleted since: only a replay tells. */
   gone?: true;
 }
 
-export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'beginTurn' | 'commitTurn'> = {
+export const turnHandlers = (
+  folder: Folder,
+): Pick<Handlers<typeof ConversationServiceService>, 'beginTurn' | 'commitTurn'> => ({
   async beginTurn(request, call) {
     checkBegin(request, call);
     const owner = ownerOf(call, request.anonymous);
@@ -66,14 +72,16 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
 
     const [begun] = await owner.change<Begun>(request, async (tx) => {
       const saved = await save(tx, upsert);
-      const { id, threadId } = saved;
+      const { id, threadId, projectId } = saved;
       // In one write, for which the token comes too late: the append goes first, while the turn is still free. What people
       // type lands anyway, and all of it is undone if the turn is not.
       const append = { threadId, sessionId: id, messages, tokenCounts };
-      const [early, lease] = await together([
+      const [early, lease, budgets] = await together([
         messages.length > 0 ? appendMessages(tx.step, { ...append, fencingToken: 0 }) : [],
         acquireTurn(tx.step, threadId, request.holder, request.leaseTtl),
+        owner.identity.membership.budgets ? budgetsOf(tx.step, projectId, id) : [],
       ]);
+      refuseSpent(budgets);
       if (!lease) throw await whyNotAcquired(tx.step, threadId);
       const { fencingToken } = lease;
       const appended = early.length > 0 ? early : await appendAll(tx, { ...append, fencingToken });
@@ -118,7 +126,8 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
       if (named.length < countOf(request.messageIds)) throw notFound('message');
       const seqs = [...appended, ...named].map((message) => message.seq);
       const turnId = uuidv7();
-      const [turn] = await together([
+      const place = { sessionId, turnId: record ? turnId : null, projectId };
+      const [turn, , , , , , budgets] = await together([
         recordTurn(tx.step, {
           sessionId,
           turnId,
@@ -128,23 +137,28 @@ export const turnHandlers: Pick<Handlers<typeof ConversationServiceService>, 'be
           lastSeq: Math.max(0, ...seqs),
         }),
         request.contextEntries.length > 0 && appendEntries(tx.step, sessionId, request.contextEntries),
-        insertCalls(tx.step, { sessionId, turnId: record ? turnId : null, projectId }, request),
+        insertLlmRequests(tx.step, place, request.llmRequests),
+        insertToolCalls(tx.step, place, request.toolCalls),
+        insertPrompts(tx.step, place, request.prompts),
         request.release && releaseTurn(tx.step, threadId, fencingToken),
+        call.identity.membership.budgets ? budgetsOf(tx.step, projectId, sessionId) : [],
       ]);
       const metadata = { messages: appended.length, entries: request.contextEntries.length, released: request.release };
       const about = { resource: `sessions/${sessionId}`, sessionId, metadata };
-      return finishCommit(tx, about, { id: sessionId, threadId, revision, appended, turn: turn ?? null });
+      return finishCommit(tx, about, { id: sessionId, threadId, revision, appended, turn: turn ?? null, budgets });
     });
     if (committed!.gone) throw deleted('session');
     call.about.threadId = committed!.threadId;
-    const { appended, turn, revision } = committed!;
+    const { appended, turn, revision, budgets = [] } = committed!;
+    if (request.llmRequests.length > 0) folder.note(call.db.scope);
     return {
       messages: appended.map(appendedMessage),
       turn: turn ? turnFromRow(turn) : undefined,
       sessionEtag: etagOf(revision),
+      budgets: budgets.map(statusFromRow),
     };
   },
-};
+});
 
 const countOf = (ids: string[]) => new Set(ids.map((id) => id.toLowerCase())).size;
 

@@ -20,6 +20,7 @@ import {
 } from "@grpc/grpc-js";
 import { Struct } from "../../../wire/struct.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
+import { Prompt, PromptRecord, ToolCall, ToolCallRecord } from "./call.ts";
 
 export const protobufPackage = "memory.v1";
 
@@ -103,6 +104,92 @@ export interface ListAuditEventsRequest {
 export interface ListAuditEventsResponse {
   /** The events. */
   events: AuditEvent[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of RecordPrompt. */
+export interface RecordPromptRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. The turn of this session, a UUID. */
+  turnId: string;
+  /** Required. The prompt. */
+  prompt:
+    | PromptRecord
+    | undefined;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of RecordPrompt. */
+export interface RecordPromptResponse {
+  /** The prompt as recorded. */
+  prompt: Prompt | undefined;
+}
+
+/** The request of RecordToolCall. */
+export interface RecordToolCallRequest {
+  /** Required. The session, a UUID. */
+  sessionId: string;
+  /** Optional. The turn of this session, a UUID. */
+  turnId: string;
+  /** Required. The call. */
+  toolCall:
+    | ToolCallRecord
+    | undefined;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of RecordToolCall. */
+export interface RecordToolCallResponse {
+  /** The call as recorded. */
+  toolCall: ToolCall | undefined;
+}
+
+/** The request of ListPrompts. */
+export interface ListPromptsRequest {
+  /** Optional. Only those of this session, a UUID. */
+  sessionId: string;
+  /** Optional. Only those of this turn, a UUID. */
+  turnId: string;
+  /** Optional. Only those with this name, at most 128 characters. */
+  name: string;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListPrompts. */
+export interface ListPromptsResponse {
+  /** The prompts. */
+  prompts: Prompt[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of ListToolCalls. */
+export interface ListToolCallsRequest {
+  /** Optional. Only those of this session, a UUID. */
+  sessionId: string;
+  /** Optional. Only those of this turn, a UUID. */
+  turnId: string;
+  /** Optional. Only those of this tool, at most 128 characters. */
+  toolName: string;
+  /** Optional. Only those that ended so, at most 64 characters. */
+  status: string;
+  /** Optional. At most this many, 50 if 0, at most 500. A page also ends at 1 MiB. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListToolCalls. */
+export interface ListToolCallsResponse {
+  /** The calls. */
+  toolCalls: ToolCall[];
   /** Where the next page begins. Empty on the last one. */
   nextPageToken: string;
 }
@@ -541,9 +628,662 @@ export const ListAuditEventsResponse: MessageFns<ListAuditEventsResponse> = {
   },
 };
 
+function createBaseRecordPromptRequest(): RecordPromptRequest {
+  return { sessionId: "", turnId: "", prompt: undefined, requestId: "" };
+}
+
+export const RecordPromptRequest: MessageFns<RecordPromptRequest> = {
+  encode(message: RecordPromptRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.turnId !== "") {
+      writer.uint32(18).string(message.turnId);
+    }
+    if (message.prompt !== undefined) {
+      PromptRecord.encode(message.prompt, writer.uint32(26).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RecordPromptRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRecordPromptRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.turnId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.prompt = PromptRecord.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RecordPromptRequest>, I>>(base?: I): RecordPromptRequest {
+    return RecordPromptRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RecordPromptRequest>, I>>(object: I): RecordPromptRequest {
+    const message = createBaseRecordPromptRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.turnId = object.turnId ?? "";
+    message.prompt = (object.prompt !== undefined && object.prompt !== null)
+      ? PromptRecord.fromPartial(object.prompt)
+      : undefined;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseRecordPromptResponse(): RecordPromptResponse {
+  return { prompt: undefined };
+}
+
+export const RecordPromptResponse: MessageFns<RecordPromptResponse> = {
+  encode(message: RecordPromptResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.prompt !== undefined) {
+      Prompt.encode(message.prompt, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RecordPromptResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRecordPromptResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.prompt = Prompt.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RecordPromptResponse>, I>>(base?: I): RecordPromptResponse {
+    return RecordPromptResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RecordPromptResponse>, I>>(object: I): RecordPromptResponse {
+    const message = createBaseRecordPromptResponse();
+    message.prompt = (object.prompt !== undefined && object.prompt !== null)
+      ? Prompt.fromPartial(object.prompt)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseRecordToolCallRequest(): RecordToolCallRequest {
+  return { sessionId: "", turnId: "", toolCall: undefined, requestId: "" };
+}
+
+export const RecordToolCallRequest: MessageFns<RecordToolCallRequest> = {
+  encode(message: RecordToolCallRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.turnId !== "") {
+      writer.uint32(18).string(message.turnId);
+    }
+    if (message.toolCall !== undefined) {
+      ToolCallRecord.encode(message.toolCall, writer.uint32(26).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RecordToolCallRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRecordToolCallRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.turnId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.toolCall = ToolCallRecord.decode(reader, reader.uint32());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RecordToolCallRequest>, I>>(base?: I): RecordToolCallRequest {
+    return RecordToolCallRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RecordToolCallRequest>, I>>(object: I): RecordToolCallRequest {
+    const message = createBaseRecordToolCallRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.turnId = object.turnId ?? "";
+    message.toolCall = (object.toolCall !== undefined && object.toolCall !== null)
+      ? ToolCallRecord.fromPartial(object.toolCall)
+      : undefined;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseRecordToolCallResponse(): RecordToolCallResponse {
+  return { toolCall: undefined };
+}
+
+export const RecordToolCallResponse: MessageFns<RecordToolCallResponse> = {
+  encode(message: RecordToolCallResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.toolCall !== undefined) {
+      ToolCall.encode(message.toolCall, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RecordToolCallResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRecordToolCallResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.toolCall = ToolCall.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<RecordToolCallResponse>, I>>(base?: I): RecordToolCallResponse {
+    return RecordToolCallResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RecordToolCallResponse>, I>>(object: I): RecordToolCallResponse {
+    const message = createBaseRecordToolCallResponse();
+    message.toolCall = (object.toolCall !== undefined && object.toolCall !== null)
+      ? ToolCall.fromPartial(object.toolCall)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseListPromptsRequest(): ListPromptsRequest {
+  return { sessionId: "", turnId: "", name: "", pageSize: 0, pageToken: "" };
+}
+
+export const ListPromptsRequest: MessageFns<ListPromptsRequest> = {
+  encode(message: ListPromptsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.turnId !== "") {
+      writer.uint32(18).string(message.turnId);
+    }
+    if (message.name !== "") {
+      writer.uint32(26).string(message.name);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(32).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(42).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListPromptsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListPromptsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.turnId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListPromptsRequest>, I>>(base?: I): ListPromptsRequest {
+    return ListPromptsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListPromptsRequest>, I>>(object: I): ListPromptsRequest {
+    const message = createBaseListPromptsRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.turnId = object.turnId ?? "";
+    message.name = object.name ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListPromptsResponse(): ListPromptsResponse {
+  return { prompts: [], nextPageToken: "" };
+}
+
+export const ListPromptsResponse: MessageFns<ListPromptsResponse> = {
+  encode(message: ListPromptsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.prompts) {
+      Prompt.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListPromptsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListPromptsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.prompts.push(Prompt.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListPromptsResponse>, I>>(base?: I): ListPromptsResponse {
+    return ListPromptsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListPromptsResponse>, I>>(object: I): ListPromptsResponse {
+    const message = createBaseListPromptsResponse();
+    message.prompts = object.prompts?.map((e) => Prompt.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListToolCallsRequest(): ListToolCallsRequest {
+  return { sessionId: "", turnId: "", toolName: "", status: "", pageSize: 0, pageToken: "" };
+}
+
+export const ListToolCallsRequest: MessageFns<ListToolCallsRequest> = {
+  encode(message: ListToolCallsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sessionId !== "") {
+      writer.uint32(10).string(message.sessionId);
+    }
+    if (message.turnId !== "") {
+      writer.uint32(18).string(message.turnId);
+    }
+    if (message.toolName !== "") {
+      writer.uint32(26).string(message.toolName);
+    }
+    if (message.status !== "") {
+      writer.uint32(34).string(message.status);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(40).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(50).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListToolCallsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListToolCallsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.turnId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.toolName = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.status = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListToolCallsRequest>, I>>(base?: I): ListToolCallsRequest {
+    return ListToolCallsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListToolCallsRequest>, I>>(object: I): ListToolCallsRequest {
+    const message = createBaseListToolCallsRequest();
+    message.sessionId = object.sessionId ?? "";
+    message.turnId = object.turnId ?? "";
+    message.toolName = object.toolName ?? "";
+    message.status = object.status ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListToolCallsResponse(): ListToolCallsResponse {
+  return { toolCalls: [], nextPageToken: "" };
+}
+
+export const ListToolCallsResponse: MessageFns<ListToolCallsResponse> = {
+  encode(message: ListToolCallsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.toolCalls) {
+      ToolCall.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListToolCallsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListToolCallsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.toolCalls.push(ToolCall.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListToolCallsResponse>, I>>(base?: I): ListToolCallsResponse {
+    return ListToolCallsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListToolCallsResponse>, I>>(object: I): ListToolCallsResponse {
+    const message = createBaseListToolCallsResponse();
+    message.toolCalls = object.toolCalls?.map((e) => ToolCall.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
 /**
  * Tells who did what. Every change writes its event in the same transaction; refused attempts are recorded too, at a
- * bounded rate. Events never hold content.
+ * bounded rate. Events never hold content. Prompts and calls of tools, which do, are told to nobody but their user, and go with
+ * their session.
  *
  * Identity and errors are those of MemoryService.
  */
@@ -564,12 +1304,49 @@ export const AuditServiceDefinition = {
       responseStream: false,
       options: {},
     },
+    /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
+    recordPrompt: {
+      name: "RecordPrompt",
+      requestType: RecordPromptRequest as typeof RecordPromptRequest,
+      requestStream: false,
+      responseType: RecordPromptResponse as typeof RecordPromptResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Records a call of a tool in a live session. CommitTurn records those of its turn itself. */
+    recordToolCall: {
+      name: "RecordToolCall",
+      requestType: RecordToolCallRequest as typeof RecordToolCallRequest,
+      requestStream: false,
+      responseType: RecordToolCallResponse as typeof RecordToolCallResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the user's prompts, newest first. */
+    listPrompts: {
+      name: "ListPrompts",
+      requestType: ListPromptsRequest as typeof ListPromptsRequest,
+      requestStream: false,
+      responseType: ListPromptsResponse as typeof ListPromptsResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the user's calls of tools, newest first. */
+    listToolCalls: {
+      name: "ListToolCalls",
+      requestType: ListToolCallsRequest as typeof ListToolCallsRequest,
+      requestStream: false,
+      responseType: ListToolCallsResponse as typeof ListToolCallsResponse,
+      responseStream: false,
+      options: {},
+    },
   },
 } as const;
 
 /**
  * Tells who did what. Every change writes its event in the same transaction; refused attempts are recorded too, at a
- * bounded rate. Events never hold content.
+ * bounded rate. Events never hold content. Prompts and calls of tools, which do, are told to nobody but their user, and go with
+ * their session.
  *
  * Identity and errors are those of MemoryService.
  */
@@ -590,6 +1367,50 @@ export const AuditServiceService = {
       Buffer.from(ListAuditEventsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListAuditEventsResponse => ListAuditEventsResponse.decode(value),
   },
+  /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
+  recordPrompt: {
+    path: "/memory.v1.AuditService/RecordPrompt" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RecordPromptRequest): Buffer => Buffer.from(RecordPromptRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RecordPromptRequest => RecordPromptRequest.decode(value),
+    responseSerialize: (value: RecordPromptResponse): Buffer =>
+      Buffer.from(RecordPromptResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RecordPromptResponse => RecordPromptResponse.decode(value),
+  },
+  /** Records a call of a tool in a live session. CommitTurn records those of its turn itself. */
+  recordToolCall: {
+    path: "/memory.v1.AuditService/RecordToolCall" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RecordToolCallRequest): Buffer =>
+      Buffer.from(RecordToolCallRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RecordToolCallRequest => RecordToolCallRequest.decode(value),
+    responseSerialize: (value: RecordToolCallResponse): Buffer =>
+      Buffer.from(RecordToolCallResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RecordToolCallResponse => RecordToolCallResponse.decode(value),
+  },
+  /** Lists the user's prompts, newest first. */
+  listPrompts: {
+    path: "/memory.v1.AuditService/ListPrompts" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListPromptsRequest): Buffer => Buffer.from(ListPromptsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListPromptsRequest => ListPromptsRequest.decode(value),
+    responseSerialize: (value: ListPromptsResponse): Buffer => Buffer.from(ListPromptsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListPromptsResponse => ListPromptsResponse.decode(value),
+  },
+  /** Lists the user's calls of tools, newest first. */
+  listToolCalls: {
+    path: "/memory.v1.AuditService/ListToolCalls" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListToolCallsRequest): Buffer => Buffer.from(ListToolCallsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListToolCallsRequest => ListToolCallsRequest.decode(value),
+    responseSerialize: (value: ListToolCallsResponse): Buffer =>
+      Buffer.from(ListToolCallsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListToolCallsResponse => ListToolCallsResponse.decode(value),
+  },
 } as const;
 
 export interface AuditServiceServer extends UntypedServiceImplementation {
@@ -598,6 +1419,14 @@ export interface AuditServiceServer extends UntypedServiceImplementation {
    * changes of the tenant itself.
    */
   listAuditEvents: handleUnaryCall<ListAuditEventsRequest, ListAuditEventsResponse>;
+  /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
+  recordPrompt: handleUnaryCall<RecordPromptRequest, RecordPromptResponse>;
+  /** Records a call of a tool in a live session. CommitTurn records those of its turn itself. */
+  recordToolCall: handleUnaryCall<RecordToolCallRequest, RecordToolCallResponse>;
+  /** Lists the user's prompts, newest first. */
+  listPrompts: handleUnaryCall<ListPromptsRequest, ListPromptsResponse>;
+  /** Lists the user's calls of tools, newest first. */
+  listToolCalls: handleUnaryCall<ListToolCallsRequest, ListToolCallsResponse>;
 }
 
 export interface AuditServiceClient extends Client {
@@ -619,6 +1448,70 @@ export interface AuditServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListAuditEventsResponse) => void,
+  ): ClientUnaryCall;
+  /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
+  recordPrompt(
+    request: RecordPromptRequest,
+    callback: (error: ServiceError | null, response: RecordPromptResponse) => void,
+  ): ClientUnaryCall;
+  recordPrompt(
+    request: RecordPromptRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RecordPromptResponse) => void,
+  ): ClientUnaryCall;
+  recordPrompt(
+    request: RecordPromptRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RecordPromptResponse) => void,
+  ): ClientUnaryCall;
+  /** Records a call of a tool in a live session. CommitTurn records those of its turn itself. */
+  recordToolCall(
+    request: RecordToolCallRequest,
+    callback: (error: ServiceError | null, response: RecordToolCallResponse) => void,
+  ): ClientUnaryCall;
+  recordToolCall(
+    request: RecordToolCallRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RecordToolCallResponse) => void,
+  ): ClientUnaryCall;
+  recordToolCall(
+    request: RecordToolCallRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RecordToolCallResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the user's prompts, newest first. */
+  listPrompts(
+    request: ListPromptsRequest,
+    callback: (error: ServiceError | null, response: ListPromptsResponse) => void,
+  ): ClientUnaryCall;
+  listPrompts(
+    request: ListPromptsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListPromptsResponse) => void,
+  ): ClientUnaryCall;
+  listPrompts(
+    request: ListPromptsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListPromptsResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the user's calls of tools, newest first. */
+  listToolCalls(
+    request: ListToolCallsRequest,
+    callback: (error: ServiceError | null, response: ListToolCallsResponse) => void,
+  ): ClientUnaryCall;
+  listToolCalls(
+    request: ListToolCallsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListToolCallsResponse) => void,
+  ): ClientUnaryCall;
+  listToolCalls(
+    request: ListToolCallsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListToolCallsResponse) => void,
   ): ClientUnaryCall;
 }
 

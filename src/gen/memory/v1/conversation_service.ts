@@ -25,6 +25,7 @@ import {
 import { Struct } from "../../../wire/struct.ts";
 import { Duration } from "../../google/protobuf/duration.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
+import { LlmRequestRecord, PromptRecord, ToolCallRecord } from "./call.ts";
 import { ContextEntry, SessionContext } from "./context.ts";
 import { DraftRevision } from "./draft.ts";
 import { Message, MessageRole, Thread } from "./message.ts";
@@ -35,6 +36,7 @@ import { PinnedRef, Session, SummaryRef } from "./session.ts";
 import { Snippet } from "./snippet.ts";
 import { ThreadEvent } from "./thread_event.ts";
 import { SessionTaskData, Turn, TurnLease, TurnReport } from "./turn.ts";
+import { BudgetStatus } from "./usage.ts";
 
 export const protobufPackage = "memory.v1";
 
@@ -477,60 +479,8 @@ export interface CommitTurnResponse {
     | undefined;
   /** The session's etag after the commit. */
   sessionEtag: string;
-}
-
-/** A call of a model. Prompts and answers are not part of it. */
-export interface LlmRequestRecord {
-  /** Required. Who serves the model, 1 to 128 characters. */
-  provider: string;
-  /** Required. The model, 1 to 128 characters. */
-  model: string;
-  /** Optional. Tokens of the prompt. Not negative. */
-  promptTokens: number;
-  /** Optional. Tokens of the answer. Not negative. */
-  completionTokens: number;
-  /** Optional. All tokens. Not negative; the sum of both if 0. */
-  totalTokens: number;
-  /** Optional. What it cost, as a decimal such as `0.00125`, at most 18 digits before and 12 after the point. */
-  cost: string;
-  /** Optional. How long it took, in milliseconds. Not negative. */
-  latencyMs: number;
-  /** Optional. How it ended, at most 64 characters. */
-  status: string;
-}
-
-/** A call of a tool. */
-export interface ToolCallRecord {
-  /** Required. The tool, 1 to 128 characters. */
-  toolName: string;
-  /** Optional. The id that messages name as `tool_call_id`, at most 128 characters. */
-  toolCallId: string;
-  /** Optional. The input, at most 64 KiB as JSON. */
-  input:
-    | { [key: string]: any }
-    | undefined;
-  /** Optional. The output, at most 64 KiB as JSON. */
-  output:
-    | { [key: string]: any }
-    | undefined;
-  /** Optional. How it ended, at most 64 characters. */
-  status: string;
-  /** Optional. How long it took, in milliseconds. Not negative. */
-  latencyMs: number;
-  /** Optional. The how-manieth attempt, 1 to 1000. 1 if 0. */
-  attempt: number;
-  /** Optional. What went wrong, at most 2,000 characters. */
-  error: string;
-}
-
-/** A prompt that was used. */
-export interface PromptRecord {
-  /** Required. The prompt's name, 1 to 128 characters. */
-  name: string;
-  /** Optional. Its version, at most 64 characters. */
-  version: string;
-  /** Required. The text, at most 64 KiB. */
-  text: string;
+  /** The budgets that the turn counts for, those first of which the smallest part is left. */
+  budgets: BudgetStatus[];
 }
 
 /** The request of AcquireTurn. */
@@ -3361,7 +3311,7 @@ export const CommitTurnRequest: MessageFns<CommitTurnRequest> = {
 };
 
 function createBaseCommitTurnResponse(): CommitTurnResponse {
-  return { messages: [], turn: undefined, sessionEtag: "" };
+  return { messages: [], turn: undefined, sessionEtag: "", budgets: [] };
 }
 
 export const CommitTurnResponse: MessageFns<CommitTurnResponse> = {
@@ -3374,6 +3324,9 @@ export const CommitTurnResponse: MessageFns<CommitTurnResponse> = {
     }
     if (message.sessionEtag !== "") {
       writer.uint32(26).string(message.sessionEtag);
+    }
+    for (const v of message.budgets) {
+      BudgetStatus.encode(v!, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -3415,6 +3368,14 @@ export const CommitTurnResponse: MessageFns<CommitTurnResponse> = {
             message.sessionEtag = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.budgets.push(BudgetStatus.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3435,381 +3396,7 @@ export const CommitTurnResponse: MessageFns<CommitTurnResponse> = {
     message.messages = object.messages?.map((e) => Message.fromPartial(e)) || [];
     message.turn = (object.turn !== undefined && object.turn !== null) ? Turn.fromPartial(object.turn) : undefined;
     message.sessionEtag = object.sessionEtag ?? "";
-    return message;
-  },
-};
-
-function createBaseLlmRequestRecord(): LlmRequestRecord {
-  return {
-    provider: "",
-    model: "",
-    promptTokens: 0,
-    completionTokens: 0,
-    totalTokens: 0,
-    cost: "",
-    latencyMs: 0,
-    status: "",
-  };
-}
-
-export const LlmRequestRecord: MessageFns<LlmRequestRecord> = {
-  encode(message: LlmRequestRecord, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.provider !== "") {
-      writer.uint32(10).string(message.provider);
-    }
-    if (message.model !== "") {
-      writer.uint32(18).string(message.model);
-    }
-    if (message.promptTokens !== 0) {
-      writer.uint32(24).int64(message.promptTokens);
-    }
-    if (message.completionTokens !== 0) {
-      writer.uint32(32).int64(message.completionTokens);
-    }
-    if (message.totalTokens !== 0) {
-      writer.uint32(40).int64(message.totalTokens);
-    }
-    if (message.cost !== "") {
-      writer.uint32(50).string(message.cost);
-    }
-    if (message.latencyMs !== 0) {
-      writer.uint32(56).int64(message.latencyMs);
-    }
-    if (message.status !== "") {
-      writer.uint32(66).string(message.status);
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): LlmRequestRecord {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseLlmRequestRecord();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.provider = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 18) {
-              break;
-            }
-
-            message.model = reader.string();
-            continue;
-          }
-          case 3: {
-            if (tag !== 24) {
-              break;
-            }
-
-            message.promptTokens = longToNumber(reader.int64());
-            continue;
-          }
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.completionTokens = longToNumber(reader.int64());
-            continue;
-          }
-          case 5: {
-            if (tag !== 40) {
-              break;
-            }
-
-            message.totalTokens = longToNumber(reader.int64());
-            continue;
-          }
-          case 6: {
-            if (tag !== 50) {
-              break;
-            }
-
-            message.cost = reader.string();
-            continue;
-          }
-          case 7: {
-            if (tag !== 56) {
-              break;
-            }
-
-            message.latencyMs = longToNumber(reader.int64());
-            continue;
-          }
-          case 8: {
-            if (tag !== 66) {
-              break;
-            }
-
-            message.status = reader.string();
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        reader.skip(tag & 7);
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create<I extends Exact<DeepPartial<LlmRequestRecord>, I>>(base?: I): LlmRequestRecord {
-    return LlmRequestRecord.fromPartial(base ?? ({} as any));
-  },
-  fromPartial<I extends Exact<DeepPartial<LlmRequestRecord>, I>>(object: I): LlmRequestRecord {
-    const message = createBaseLlmRequestRecord();
-    message.provider = object.provider ?? "";
-    message.model = object.model ?? "";
-    message.promptTokens = object.promptTokens ?? 0;
-    message.completionTokens = object.completionTokens ?? 0;
-    message.totalTokens = object.totalTokens ?? 0;
-    message.cost = object.cost ?? "";
-    message.latencyMs = object.latencyMs ?? 0;
-    message.status = object.status ?? "";
-    return message;
-  },
-};
-
-function createBaseToolCallRecord(): ToolCallRecord {
-  return {
-    toolName: "",
-    toolCallId: "",
-    input: undefined,
-    output: undefined,
-    status: "",
-    latencyMs: 0,
-    attempt: 0,
-    error: "",
-  };
-}
-
-export const ToolCallRecord: MessageFns<ToolCallRecord> = {
-  encode(message: ToolCallRecord, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.toolName !== "") {
-      writer.uint32(10).string(message.toolName);
-    }
-    if (message.toolCallId !== "") {
-      writer.uint32(18).string(message.toolCallId);
-    }
-    if (message.input !== undefined) {
-      Struct.encode(Struct.wrap(message.input), writer.uint32(26).fork()).join();
-    }
-    if (message.output !== undefined) {
-      Struct.encode(Struct.wrap(message.output), writer.uint32(34).fork()).join();
-    }
-    if (message.status !== "") {
-      writer.uint32(42).string(message.status);
-    }
-    if (message.latencyMs !== 0) {
-      writer.uint32(48).int64(message.latencyMs);
-    }
-    if (message.attempt !== 0) {
-      writer.uint32(56).int32(message.attempt);
-    }
-    if (message.error !== "") {
-      writer.uint32(66).string(message.error);
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): ToolCallRecord {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBaseToolCallRecord();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.toolName = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 18) {
-              break;
-            }
-
-            message.toolCallId = reader.string();
-            continue;
-          }
-          case 3: {
-            if (tag !== 26) {
-              break;
-            }
-
-            message.input = Struct.unwrap(Struct.decode(reader, reader.uint32()));
-            continue;
-          }
-          case 4: {
-            if (tag !== 34) {
-              break;
-            }
-
-            message.output = Struct.unwrap(Struct.decode(reader, reader.uint32()));
-            continue;
-          }
-          case 5: {
-            if (tag !== 42) {
-              break;
-            }
-
-            message.status = reader.string();
-            continue;
-          }
-          case 6: {
-            if (tag !== 48) {
-              break;
-            }
-
-            message.latencyMs = longToNumber(reader.int64());
-            continue;
-          }
-          case 7: {
-            if (tag !== 56) {
-              break;
-            }
-
-            message.attempt = reader.int32();
-            continue;
-          }
-          case 8: {
-            if (tag !== 66) {
-              break;
-            }
-
-            message.error = reader.string();
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        reader.skip(tag & 7);
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create<I extends Exact<DeepPartial<ToolCallRecord>, I>>(base?: I): ToolCallRecord {
-    return ToolCallRecord.fromPartial(base ?? ({} as any));
-  },
-  fromPartial<I extends Exact<DeepPartial<ToolCallRecord>, I>>(object: I): ToolCallRecord {
-    const message = createBaseToolCallRecord();
-    message.toolName = object.toolName ?? "";
-    message.toolCallId = object.toolCallId ?? "";
-    message.input = object.input ?? undefined;
-    message.output = object.output ?? undefined;
-    message.status = object.status ?? "";
-    message.latencyMs = object.latencyMs ?? 0;
-    message.attempt = object.attempt ?? 0;
-    message.error = object.error ?? "";
-    return message;
-  },
-};
-
-function createBasePromptRecord(): PromptRecord {
-  return { name: "", version: "", text: "" };
-}
-
-export const PromptRecord: MessageFns<PromptRecord> = {
-  encode(message: PromptRecord, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.name !== "") {
-      writer.uint32(10).string(message.name);
-    }
-    if (message.version !== "") {
-      writer.uint32(18).string(message.version);
-    }
-    if (message.text !== "") {
-      writer.uint32(26).string(message.text);
-    }
-    return writer;
-  },
-
-  decode(input: BinaryReader | Uint8Array, length?: number): PromptRecord {
-    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
-    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
-    if (previousRecursionDepth >= 100) {
-      throw new globalThis.Error("protobuf decode recursion limit exceeded");
-    }
-    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
-    try {
-      const end = length === undefined ? reader.len : reader.pos + length;
-      const message = createBasePromptRecord();
-      while (reader.pos < end) {
-        const tag = reader.uint32();
-        switch (tag >>> 3) {
-          case 1: {
-            if (tag !== 10) {
-              break;
-            }
-
-            message.name = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 18) {
-              break;
-            }
-
-            message.version = reader.string();
-            continue;
-          }
-          case 3: {
-            if (tag !== 26) {
-              break;
-            }
-
-            message.text = reader.string();
-            continue;
-          }
-        }
-        if ((tag & 7) === 4 || tag === 0) {
-          break;
-        }
-        reader.skip(tag & 7);
-      }
-      return message;
-    } finally {
-      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
-    }
-  },
-
-  create<I extends Exact<DeepPartial<PromptRecord>, I>>(base?: I): PromptRecord {
-    return PromptRecord.fromPartial(base ?? ({} as any));
-  },
-  fromPartial<I extends Exact<DeepPartial<PromptRecord>, I>>(object: I): PromptRecord {
-    const message = createBasePromptRecord();
-    message.name = object.name ?? "";
-    message.version = object.version ?? "";
-    message.text = object.text ?? "";
+    message.budgets = object.budgets?.map((e) => BudgetStatus.fromPartial(e)) || [];
     return message;
   },
 };
@@ -5506,7 +5093,8 @@ export const ConversationServiceDefinition = {
     /**
      * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
      * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
-     * if one of them refuses, nothing is done.
+     * if one of them refuses, nothing is done. So it is if an enforced budget is spent: `RESOURCE_EXHAUSTED`
+     * (`BUDGET_EXCEEDED`), with the budget in the metadata and RetryInfo up to the end of its period.
      */
     beginTurn: {
       name: "BeginTurn",
@@ -5518,7 +5106,8 @@ export const ConversationServiceDefinition = {
     },
     /**
      * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
-     * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+     * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn. A call of a
+     * model whose provider and `external_id` are known is not recorded again; see UsageService.RecordLlmRequest.
      *
      * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
      */
@@ -5790,7 +5379,8 @@ export const ConversationServiceService = {
   /**
    * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
    * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
-   * if one of them refuses, nothing is done.
+   * if one of them refuses, nothing is done. So it is if an enforced budget is spent: `RESOURCE_EXHAUSTED`
+   * (`BUDGET_EXCEEDED`), with the budget in the metadata and RetryInfo up to the end of its period.
    */
   beginTurn: {
     path: "/memory.v1.ConversationService/BeginTurn" as const,
@@ -5803,7 +5393,8 @@ export const ConversationServiceService = {
   },
   /**
    * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
-   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn. A call of a
+   * model whose provider and `external_id` are known is not recorded again; see UsageService.RecordLlmRequest.
    *
    * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
    */
@@ -5989,12 +5580,14 @@ export interface ConversationServiceServer extends UntypedServiceImplementation 
   /**
    * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
    * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
-   * if one of them refuses, nothing is done.
+   * if one of them refuses, nothing is done. So it is if an enforced budget is spent: `RESOURCE_EXHAUSTED`
+   * (`BUDGET_EXCEEDED`), with the budget in the metadata and RetryInfo up to the end of its period.
    */
   beginTurn: handleUnaryCall<BeginTurnRequest, BeginTurnResponse>;
   /**
    * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
-   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn. A call of a
+   * model whose provider and `external_id` are known is not recorded again; see UsageService.RecordLlmRequest.
    *
    * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
    */
@@ -6236,7 +5829,8 @@ export interface ConversationServiceClient extends Client {
   /**
    * Does what comes before a model call, in one transaction: upserts the session, takes the turn of its thread, appends
    * messages, and returns the context. The rules are those of UpsertSession, AcquireTurn, AppendMessages and GetContext;
-   * if one of them refuses, nothing is done.
+   * if one of them refuses, nothing is done. So it is if an enforced budget is spent: `RESOURCE_EXHAUSTED`
+   * (`BUDGET_EXCEEDED`), with the budget in the metadata and RetryInfo up to the end of its period.
    */
   beginTurn(
     request: BeginTurnRequest,
@@ -6255,7 +5849,8 @@ export interface ConversationServiceClient extends Client {
   ): ClientUnaryCall;
   /**
    * Does what comes after a model call, all or nothing, in one transaction: appends the answer, records the turn, patches
-   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn.
+   * the session's state, adds summaries and context, records the calls of models and tools, and releases the turn. A call of a
+   * model whose provider and `external_id` are known is not recorded again; see UsageService.RecordLlmRequest.
    *
    * A stale fencing token is `ABORTED` (`STALE_FENCING_TOKEN`), a stale `expected_etag` `ABORTED` (`ETAG_MISMATCH`).
    */

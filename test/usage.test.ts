@@ -1,0 +1,357 @@
+import { randomUUID } from 'node:crypto';
+import { status } from '@grpc/grpc-js';
+import { expect } from 'chai';
+import { Decimal } from 'decimal.js';
+import fc from 'fast-check';
+import type { LlmRequestRecord } from '../src/gen/memory/v1/call.ts';
+import { UsageDimension } from '../src/gen/memory/v1/usage.ts';
+import type { RunningServer } from '../src/server.ts';
+import { fold } from '../src/usage/fold.ts';
+import {
+  allPages,
+  type Clients,
+  connect,
+  failure,
+  headersOf,
+  metadataOf,
+  newTenant,
+  startTestServer,
+  tenantSql,
+} from './support.ts';
+
+const { SESSION, USER, PROJECT, DAY, PROVIDER, MODEL } = UsageDimension;
+const Exact = Decimal.clone({ precision: 60, toExpNeg: -40, toExpPos: 40 });
+
+describe('usage', () => {
+  let server: RunningServer;
+  let tenant: string;
+  let client: Clients;
+
+  before(async () => {
+    server = await startTestServer();
+  });
+  after(() => server.stop());
+  beforeEach(async () => {
+    tenant = await newTenant(['user', 'other', 'admin']);
+    client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
+  });
+  afterEach(() => client.close());
+
+  const as = (user: string) => metadataOf(headersOf(tenant, user));
+  const llm = (fields: object = {}) => ({
+    provider: 'p',
+    model: 'm',
+    promptTokens: 10,
+    completionTokens: 5,
+    ...fields,
+  });
+  const record = (fields: object = {}, rest: object = {}, metadata = as('user')) =>
+    client.usage.recordLlmRequest({ llmRequest: llm(fields), ...rest }, metadata);
+  const newSession = async (projectId = 'atlas') =>
+    (await client.memory.upsertSession({ session: { surfaceId: `s-${randomUUID()}`, projectId } })).session!;
+  const usage = async (request: object, metadata = as('user')) => {
+    const page = (pageToken: string) => client.usage.getUsage({ pageSize: 2, ...request, pageToken }, metadata);
+    return (await allPages(page)).flatMap((each) => each.usage);
+  };
+  const addUp = () => fold(server.kernel.database, { tenant, env: 'dev', user: '' });
+
+  it('records a call of a model with what it cost, once', async () => {
+    const session = await newSession();
+    const costs = { promptUnitCost: '0.0000030', cachedUnitCost: '0.0000003', completionUnitCost: '0.000015' };
+    const tokens = { promptTokens: 1000, cachedTokens: 400, completionTokens: 200 };
+    const made = { ...tokens, ...costs, latencyMs: 1234, status: 'ok', externalId: 'req-1' };
+    const requestId = randomUUID();
+    const first = await record(made, { sessionId: session.id, requestId });
+    expect(first).to.include({ created: true });
+    expect(first.llmRequest).to.include({ userId: 'user', sessionId: session.id, projectId: 'atlas', turnId: '' });
+    expect(first.llmRequest!.record).to.include({ ...tokens, latencyMs: 1234, status: 'ok', totalTokens: 1200 });
+    // 600 × 0.000003 + 400 × 0.0000003 + 200 × 0.000015
+    expect(first.llmRequest!.record).to.include({ cost: '0.00492', promptUnitCost: '0.000003', externalId: 'req-1' });
+    expect(await record(made, { sessionId: session.id, requestId })).to.deep.equal(first);
+
+    const again = await record({ ...made, latencyMs: 1 });
+    expect(again).to.deep.equal({ ...first, created: false });
+    const other = await failure(record({ ...made, completionTokens: 201 }));
+    expect(other).to.include({ code: status.ALREADY_EXISTS, reason: 'EXTERNAL_ID_REUSED' });
+    expect((await record({ ...made, cost: '0.5' }, {}, as('other'))).created, 'of another user').to.equal(true);
+    expect((await record({ ...made, provider: 'q' })).llmRequest!.record!.cost).to.equal('0.00492');
+    const { llmRequests } = await client.usage.listLlmRequests({ sessionId: session.id });
+    expect(llmRequests).to.deep.equal([first.llmRequest]);
+  });
+
+  it('records once what comes many times at once by its external_id', async () => {
+    const made = await Promise.all(
+      Array.from({ length: 20 }, (_, i) => record({ externalId: 'same', latencyMs: i, cost: '1.5' })),
+    );
+    expect(made.filter(({ created }) => created)).to.have.length(1);
+    expect(new Set(made.map(({ llmRequest }) => llmRequest!.id)).size).to.equal(1);
+    expect((await usage({}))[0]).to.include({ requests: 1, cost: '1.5' });
+  });
+
+  it('takes a given cost for what it is', async () => {
+    const { llmRequest } = await record({ cost: '0.10', promptUnitCost: '7', completionUnitCost: '7' });
+    expect(llmRequest!.record!.cost).to.equal('0.1');
+    expect((await record({})).llmRequest!.record!.cost).to.equal('0');
+  });
+
+  it('names no session, turn or project that the user has not', async () => {
+    const session = await newSession();
+    const theirs = await failure(record({}, { sessionId: session.id }, as('other')));
+    const nobodys = await failure(record({}, { sessionId: randomUUID() }, as('other')));
+    expect(theirs).to.deep.equal(nobodys);
+    expect(theirs.code).to.equal(status.NOT_FOUND);
+    const turn = await failure(record({}, { sessionId: session.id, turnId: randomUUID() }));
+    expect([turn.code, turn.message]).to.deep.equal([status.NOT_FOUND, 'turn not found']);
+    await client.memory.endSession({ sessionId: session.id });
+    expect((await record({}, { sessionId: session.id })).created, 'it has ended').to.equal(true);
+    await client.memory.deleteSession({ sessionId: session.id });
+    expect((await failure(record({}, { sessionId: session.id }))).code).to.equal(status.NOT_FOUND);
+    expect((await usage({ sessionId: session.id }))[0]!.requests, 'what it cost stays').to.equal(1);
+  });
+
+  it('keeps the parameters of bodies, and no content or secret whatever it is called', async () => {
+    const secret = 'geheim';
+    const key = 'sk-abcdefghij0123456789abcdef';
+    const request = {
+      model: 'm-1',
+      temperature: 0.5,
+      maxTokens: 100,
+      stream: true,
+      messages: [{ role: 'user', content: secret }, { content: [{ type: 'text', text: secret }] }],
+      system: secret,
+      prompt: secret,
+      input: secret,
+      stop: [secret],
+      user: secret,
+      metadata: { temperature: secret },
+      headers: { authorization: `Bearer ${key}`, 'x-api-key': key },
+      api_key: key,
+      service_tier: key,
+      top_p: secret,
+      tools: [
+        { name: 'grep', description: secret, input_schema: { secret } },
+        { type: 'function', function: { name: 'read', parameters: { secret } } },
+        { name: `two ${secret}` },
+      ],
+      thinking: { type: 'enabled', budget_tokens: 10, text: secret },
+      generationConfig: { topK: 3, stopSequences: [secret] },
+      constructor: secret,
+      unheard: { of: secret },
+    };
+    const response = {
+      id: 'resp_1',
+      model: key,
+      stop_reason: 'end_turn',
+      content: [{ text: secret }],
+      choices: [{ index: 0, finish_reason: 'stop', message: { content: secret } }],
+      usage: { input_tokens: 3, note: secret, [`${secret} ${secret}`]: 1, cache: { read: 1, text: secret } },
+    };
+    const { llmRequest } = await record({ request, response, status: `Bearer ${key}` });
+    expect(llmRequest!.record!.request).to.deep.equal({
+      model: 'm-1',
+      temperature: 0.5,
+      max_tokens: 100,
+      stream: true,
+      messages: 2,
+      tools: ['grep', 'read'],
+      thinking: { type: 'enabled', budget_tokens: 10 },
+      generation_config: { top_k: 3 },
+    });
+    expect(llmRequest!.record!.response).to.deep.equal({
+      id: 'resp_1',
+      stop_reason: 'end_turn',
+      choices: [{ index: 0, finish_reason: 'stop' }],
+      usage: { input_tokens: 3, cache: { read: 1 } },
+    });
+    const { llmRequests } = await client.usage.listLlmRequests({});
+    expect(llmRequests).to.deep.equal([llmRequest]);
+    for (const table of ['llm_requests', 'requests', 'audit_events']) {
+      const rows = JSON.stringify(await tenantSql(tenant, `select to_jsonb(t)::text as row from ${table} t`));
+      expect(rows.includes(secret) || rows.includes(key), table).to.equal(false);
+    }
+  });
+
+  it('has costs exact to the last digit over 10,000 calls, as a decimal library has them', async function () {
+    this.timeout(120_000);
+    const unit = fc.tuple(fc.nat(999_999), fc.integer({ min: 0, max: 10 ** 12 - 1 })).map(decimal);
+    const tokens = fc.oneof(fc.nat(5000), fc.nat(1_000_000_000));
+    const calls = fc.sample(
+      fc.record({
+        prompt: tokens,
+        share: fc.nat(100),
+        completion: tokens,
+        units: fc.tuple(unit, unit, unit),
+        left: fc.nat(9),
+      }),
+      { numRuns: 10_000, seed: 8 },
+    );
+    let sum = new Exact(0);
+    const records = calls.map(({ prompt, share, completion, units, left }, i) => {
+      const [promptUnitCost, cachedUnitCost, completionUnitCost] = units.map((cost, n) => (left === n ? '' : cost));
+      const cached = Math.floor((prompt * share) / 100);
+      const of = (cost: string | undefined) => new Exact(cost || 0);
+      const cost =
+        left === 9
+          ? of(decimal([i, i]))
+          : of(promptUnitCost)
+              .times(prompt - cached)
+              .plus(of(cachedUnitCost || promptUnitCost).times(cached))
+              .plus(of(completionUnitCost).times(completion));
+      sum = sum.plus(cost);
+      const given = left === 9 ? { cost: decimal([i, i]) } : {};
+      const fields = {
+        promptTokens: prompt,
+        cachedTokens: cached,
+        completionTokens: completion,
+        externalId: String(i),
+      };
+      return {
+        ...llm({ ...fields, promptUnitCost, cachedUnitCost, completionUnitCost, ...given }),
+        expected: cost.toString(),
+      };
+    });
+    const { session, lease } = await client.conversation.beginTurn({ session: { surfaceId: 'web' }, holder: 'h' });
+    for (let at = 0; at < records.length; at += 100) {
+      const llmRequests: Partial<LlmRequestRecord>[] = records.slice(at, at + 100);
+      await client.conversation.commitTurn({ sessionId: session!.id, fencingToken: lease!.fencingToken, llmRequests });
+      if (at === 5000) await addUp();
+    }
+    const list = (pageToken: string) => client.usage.listLlmRequests({ pageSize: 500, pageToken });
+    const stored = (await allPages(list)).flatMap((page) => page.llmRequests);
+    expect(stored).to.have.length(records.length);
+    for (const { record: is } of stored) expect(is!.cost).to.equal(records[Number(is!.externalId)]!.expected);
+    for (let turn = 0; turn < 2; turn++) {
+      const [total] = await usage({});
+      expect(total).to.include({ requests: records.length, cost: sum.toString() });
+      await addUp();
+    }
+  });
+
+  it('is told by any of its dimensions, before it is added up and after, and by both', async () => {
+    const sessions = [await newSession('atlas'), await newSession('borges')];
+    const made: Record<string, string>[] = [];
+    const spend = async (user: string, session: number, provider: string, model: string) => {
+      const ids = user === 'user' ? { sessionId: sessions[session]!.id } : { projectId: 'atlas' };
+      const { llmRequest } = await record({ provider, model, cost: '0.1' }, ids, as(user));
+      const { sessionId, userId, projectId } = llmRequest!;
+      made.push({
+        sessionId,
+        userId,
+        projectId,
+        provider,
+        model,
+        day: new Date(llmRequest!.createTime!.seconds * 1000).toISOString().slice(0, 10),
+      });
+    };
+    const check = async () => {
+      const keys = { sessionId: SESSION, userId: USER, projectId: PROJECT, day: DAY, provider: PROVIDER, model: MODEL };
+      const names = Object.keys(keys) as (keyof typeof keys)[];
+      for (let subset = 0; subset < 64; subset++) {
+        const by = names.filter((_, i) => subset & (1 << i));
+        const groups = Map.groupBy(made, (one) => JSON.stringify(by.map((name) => one[name])));
+        const expected = [...groups].map(([key, all]) => [
+          ...JSON.parse(key),
+          all.length,
+          new Exact('0.1').times(all.length).toString(),
+        ]);
+        // In any order, as the order of the dimensions asked for does not matter.
+        const told = await usage({ groupBy: by.map((name) => keys[name]).reverse() }, as('admin'));
+        const got = told.map((one) => [...by.map((name) => one[name]), one.requests, one.cost]);
+        expect(got, by.join()).to.have.deep.members(expected);
+      }
+      const own = await usage({ groupBy: [USER] });
+      expect(own.map((one) => one.userId)).to.deep.equal(['user']);
+      const [some] = await usage({ projectId: 'atlas', provider: 'p', groupBy: [PROJECT] });
+      expect(some!.requests).to.equal(
+        made.filter((one) => one.userId === 'user' && one.projectId === 'atlas' && one.provider === 'p').length,
+      );
+    };
+    await spend('user', 0, 'p', 'm1');
+    await spend('user', 0, 'p', 'm2');
+    await spend('user', 1, 'q', 'm1');
+    await spend('other', 0, 'q', 'm1');
+    await check();
+    await addUp();
+    await check();
+    const today = made[0]!.day!;
+    const yesterday = new Date(Date.parse(today) - 86_400_000).toISOString().slice(0, 10);
+    await tenantSql(tenant, `update usage_rollups set day = day - 1`);
+    for (const one of made) one.day = yesterday;
+    await spend('user', 1, 'p', 'm1');
+    await spend('other', 0, 'q', 'm3');
+    await check();
+    const within = async (days: object) => (await usage(days, as('admin')))[0]!.requests;
+    expect(await within({ startDay: yesterday, endDay: yesterday })).to.equal(4);
+    expect(await within({ startDay: today })).to.equal(2);
+    expect(await within({ endDay: today })).to.equal(6);
+  });
+
+  it("tells members their own, and admins the tenant's", async () => {
+    await record();
+    await record({}, {}, as('other'));
+    expect((await usage({}, as('admin')))[0]!.requests).to.equal(2);
+    expect((await usage({}))[0]!.requests).to.equal(1);
+    const ids = async (request: object, metadata = as('user')) =>
+      (await client.usage.listLlmRequests(request, metadata)).llmRequests.map(({ userId }) => userId);
+    expect(await ids({})).to.deep.equal(['user']);
+    expect(await ids({}, as('admin'))).to.deep.equal(['other', 'user']);
+    expect(await ids({ userId: 'other' }, as('admin'))).to.deep.equal(['other']);
+    for (const call of [
+      client.usage.listLlmRequests({ userId: 'other' }),
+      client.usage.getUsage({ userId: 'other' }),
+    ]) {
+      expect(await failure(call)).to.include({ code: status.PERMISSION_DENIED, reason: 'ADMIN_REQUIRED' });
+    }
+  });
+
+  it('exports all of it as lines, and goes on after a cursor', async () => {
+    await tenantSql(
+      tenant,
+      `insert into llm_requests (tenant_id, env, id, user_id, provider, model, prompt_tokens, completion_tokens, total_tokens, cost,
+         latency_ms, status, create_time)
+       select $1, 'dev', gen_random_uuid(), 'user', 'p', 'm', n, 0, n, n * 0.001, 1, '', now() from generate_series(1, 1234) n`,
+      [tenant],
+    );
+    const read = async (cursor: string, pieces: number) => {
+      const stream = client.streams.usage.exportUsage(
+        { userId: '', startTime: undefined, endTime: undefined, cursor },
+        as('user'),
+      );
+      const lines: any[] = [];
+      let last = cursor;
+      for await (const { lines: bytes, cursor: next } of stream) {
+        expect(bytes.at(-1)).to.equal(10);
+        lines.push(
+          ...bytes
+            .toString()
+            .trimEnd()
+            .split('\n')
+            .map((line: string) => JSON.parse(line)),
+        );
+        last = next;
+        if (--pieces === 0) break;
+      }
+      return { lines, last };
+    };
+    const whole = await read('', Number.POSITIVE_INFINITY);
+    expect(whole.last).to.equal('');
+    expect(whole.lines.map((line) => line.prompt_tokens).sort((a, b) => a - b)).to.deep.equal(
+      Array.from({ length: 1234 }, (_, i) => i + 1),
+    );
+    for (const { prompt_tokens: n, cost } of whole.lines) expect(cost).to.equal(new Exact(n).times('0.001').toString());
+    const first = await read('', 1);
+    const rest = await read(first.last, Number.POSITIVE_INFINITY);
+    expect([...first.lines, ...rest.lines]).to.deep.equal(whole.lines);
+    const stream = client.streams.usage.exportUsage(
+      { userId: '', startTime: undefined, endTime: undefined, cursor: 'x' },
+      as('user'),
+    );
+    const refused = await failure(stream.toArray());
+    expect(refused.violations.map(({ field }) => field)).to.deep.equal(['cursor']);
+  });
+});
+
+/** With 12 digits after the point, as many as there may be. */
+function decimal([whole, rest]: [number, number]): string {
+  return `${whole}.${String(rest).padStart(12, '0')}`;
+}

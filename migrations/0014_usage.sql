@@ -14,6 +14,8 @@ alter table llm_requests
   add column folded boolean not null default false;
 create unique index llm_requests_external on llm_requests (tenant_id, env, user_id, provider, external_id) where external_id <> '';
 create index llm_requests_unfolded on llm_requests (tenant_id, env, id) where not folded;
+-- What is added up leaves dead entries in that index, which is read often: they should not grow with the table.
+alter table llm_requests set (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000);
 
 alter table tool_calls
   add column retry_of text not null default '',

@@ -82,7 +82,7 @@ export interface Clients {
   admin: Promised<adminTypes.AdminServiceClient>;
   audit: Promised<auditTypes.AuditServiceClient>;
   usage: Promised<usageTypes.UsageServiceClient>;
-  /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. Of a stream the first answer. */
+  /** Any method by its path, as `/memory.v1.MemoryService/GetSession`, with the bytes of the request. Of a stream the first answer, if there is one. */
   raw(path: string, bytes: Buffer, metadata?: Metadata): Promise<Buffer>;
   /** The generated clients themselves, for streams. */
   streams: {
@@ -152,6 +152,7 @@ export function connect(
         }
         const call = all.memory.makeBidiStreamRequest(path, same, same, metadata, options);
         call.on('error', reject); // also that it was cancelled, when nobody listens any more
+        call.on('end', () => resolve(Buffer.alloc(0)));
         call.on('data', (answer) => {
           resolve(answer);
           call.cancel();

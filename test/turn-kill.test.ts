@@ -30,7 +30,8 @@ describe('turns whose backends are killed', () => {
   let client: Clients;
 
   before(async () => {
-    tables = tenantTables(await allTables());
+    // Sums of usage are made of it a second later.
+    tables = tenantTables(await allTables()).filter((table) => table !== 'usage_rollups');
     proxy = await startProxy(appUrl());
     const url = new URL(proxy.url);
     const name = `killed-${randomUUID()}`;
@@ -56,7 +57,8 @@ describe('turns whose backends are killed', () => {
   /** Every row of the tenant, in all tables. */
   async function contents(): Promise<Contents> {
     const rows = tables.map(
-      (table) => `(select coalesce(jsonb_agg(t order by t::text), '[]') from ${table} t) as ${table}`,
+      (table) =>
+        `(select coalesce(jsonb_agg(to_jsonb(t) - 'folded' order by t.*::text), '[]') from ${table} t) as ${table}`,
     );
     return (await tenantSql(tenant, `select ${rows.join(', ')}`))[0];
   }

@@ -1,4 +1,4 @@
-import { query, type Statement } from '../db/statement.ts';
+import { query, type Statement, type Value } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
 import { Usage, UsageDimension } from '../gen/memory/v1/usage.ts';
 import { dayOf } from './fold.ts';
@@ -41,9 +41,10 @@ interface Shape {
 
 /**
  * The sums of the coarsest grain that tells what is asked for, and the calls that are in none of them yet: one statement, so
- * that it sees each call once.
+ * that it sees each call once. The conditions stand outside of the union, and its types are the same: only then does Postgres
+ * walk both in the order of the keys, and stop at the end of a page.
  */
-function statement({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<Record<string, unknown>> {
+function make({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<Record<string, unknown>> {
   const keys = COLUMNS.filter(([dimension]) => by.includes(dimension)).map(([, column]) => column);
   const { session_id, user_id, project_id } = GRAINS[grain]!;
   const after = keys.map((column, i) => `$${11 + i}${column === 'day' ? '::date' : '::text'}`);
@@ -57,16 +58,20 @@ function statement({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<R
   ].filter(Boolean);
   const grouped = keys.map((key) => `u.${key}`).join(', ');
   return query(`
+    with waiting as materialized (
+      select r.*, ${dayOf('r')} as day from llm_requests r where tenant_id = $1 and env = $2 and not folded
+    )
     select ${[...keys.map((key) => TOLD[key] ?? key), ...SUMS.map((sum) => ADDED[sum] ?? `coalesce(sum(${sum}), 0)::bigint as ${sum}`)].join(', ')}
     from (
-      select ${session_id} as session_id, ${user_id} as user_id, ${project_id} as project_id, day, provider, model, ${SUMS.join(', ')}
-      from usage_rollups where tenant_id = $1 and env = $2 and grain = ${grain}
+      select tenant_id, env, grain, ${session_id} as session_id, ${user_id} as user_id, ${project_id} as project_id, day, provider,
+        model, ${SUMS.join(', ')}
+      from usage_rollups
       union all
-      select coalesce(session_id::text, ''), user_id, project_id, ${dayOf('r')}, provider, model, 1, prompt_tokens, cached_tokens,
-        completion_tokens, total_tokens, cost, latency_ms
-      from llm_requests r where tenant_id = $1 and env = $2 and not folded
+      select tenant_id, env, ${grain}::smallint, coalesce(session_id::text, ''), user_id, project_id, day, provider, model, 1::bigint,
+        prompt_tokens, cached_tokens, completion_tokens, total_tokens, cost::numeric, latency_ms
+      from waiting
     ) u
-    where ${where.join(' and ')}
+    where tenant_id = $1 and env = $2 and grain = ${grain} and ${where.join(' and ')}
     ${grouped && `group by ${grouped} order by ${grouped}`}
     limit $${11 + (goesOn ? keys.length : 0)}::int`);
 }
@@ -75,7 +80,7 @@ const statements = new Map<string, Statement<Record<string, unknown>>>();
 
 function statementOf(shape: Shape) {
   const name = JSON.stringify(shape);
-  const made = statements.get(name) ?? statement(shape);
+  const made = statements.get(name) ?? make(shape);
   statements.set(name, made);
   return made;
 }
@@ -91,30 +96,26 @@ export interface UsageFilter {
   endDay: string;
 }
 
-export async function readUsage(
-  db: TenantDb,
+/** The statement that tells usage so, and its own parameters. */
+export function usageQuery(
   groupBy: UsageDimension[],
   filter: UsageFilter,
   after: string[] | undefined,
   limit: number,
-): Promise<Usage[]> {
+): { statement: Statement<Record<string, unknown>>; values: Value[] } {
   const { userId, sessionId, projectId, provider, model, startDay, endDay } = filter;
   const by = COLUMNS.map(([dimension]) => dimension).filter((dimension) => groupBy.includes(dimension));
   const named = (dimension: UsageDimension, value: string) => value !== '' || by.includes(dimension);
   const grain = named(SESSION, sessionId) ? 4 : named(USER, userId) ? 3 : named(PROJECT, projectId) ? 2 : 1;
   const shape = { grain, by, ofUser: userId !== '', ofSession: sessionId !== '', goesOn: after !== undefined };
-  const values = [
-    userId,
-    sessionId,
-    projectId,
-    provider,
-    model,
-    startDay || null,
-    endDay || null,
-    ...(after ?? []),
-    limit,
-  ];
-  return (await db.query(statementOf(shape), values)).map((row) => Usage.fromPartial(row as object));
+  const days = [startDay || null, endDay || null];
+  const values = [userId, sessionId, projectId, provider, model, ...days, ...(after ?? []), limit];
+  return { statement: statementOf(shape), values };
+}
+
+export async function readUsage(db: TenantDb, ...asked: Parameters<typeof usageQuery>): Promise<Usage[]> {
+  const { statement, values } = usageQuery(...asked);
+  return (await db.query(statement, values)).map((row) => Usage.fromPartial(row as object));
 }
 
 /** Where a page ends. */

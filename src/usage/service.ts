@@ -35,7 +35,7 @@ export const usageHandlers = (folder: Folder): Omit<Handlers<typeof UsageService
       checkLlmRequest(check, 'llm_request', request.llmRequest!);
     check.optionalUuid('session_id', request.sessionId);
     check.optionalUuid('turn_id', request.turnId);
-    check.that(!request.turnId || request.sessionId !== '', 'turn_id', 'needs session_id');
+    check.that(!request.turnId || request.sessionId !== '', 'session_id', 'required with turn_id');
     check.optionalId('project_id', request.projectId);
     check.optionalUuid('request_id', request.requestId);
     check.done();

@@ -108,9 +108,9 @@ export interface GetUsageRequest {
   provider: string;
   /** Optional. Only that of this model, at most 128 characters. */
   model: string;
-  /** Optional. The first day, in UTC, such as `2026-11-01`, at most 10 characters. */
+  /** Optional. The first day, in UTC, such as `2026-11-01`. */
   startDay: string;
-  /** Optional. The last day, likewise, at most 10 characters. It is part of it. */
+  /** Optional. The last day, likewise. It is part of it. */
   endDay: string;
   /** Optional. At most this many, 50 if 0, at most 500. */
   pageSize: number;

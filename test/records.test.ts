@@ -1,0 +1,206 @@
+import { randomUUID } from 'node:crypto';
+import { status } from '@grpc/grpc-js';
+import { expect } from 'chai';
+import type { RunningServer } from '../src/server.ts';
+import { redactJson, redactText } from '../src/usage/redact.ts';
+import {
+  allPages,
+  type Clients,
+  connect,
+  failure,
+  headersOf,
+  metadataOf,
+  newTenant,
+  rowCounts,
+  startTestServer,
+  tenantSql,
+} from './support.ts';
+
+const KEY = 'sk-proj-4f9a8b7c6d5e4f3a2b1c';
+
+describe('prompts and calls of tools', () => {
+  let server: RunningServer;
+  let tenant: string;
+  let client: Clients;
+  let sessionId: string;
+
+  before(async () => {
+    server = await startTestServer();
+  });
+  after(() => server.stop());
+  beforeEach(async () => {
+    tenant = await newTenant(['user', 'admin']);
+    client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
+    sessionId = (await client.memory.upsertSession({ session: { surfaceId: 'web' } })).session!.id;
+  });
+  afterEach(() => client.close());
+
+  const tool = async (toolCall: object, rest: object = {}) =>
+    (await client.audit.recordToolCall({ sessionId, toolCall: { toolName: 'grep', ...toolCall }, ...rest })).toolCall!;
+  const prompt = async (fields: object, rest: object = {}) =>
+    (await client.audit.recordPrompt({ sessionId, prompt: { name: 'system', text: 'be kind', ...fields }, ...rest }))
+      .prompt!;
+  const tools = async (filter: object = {}) => {
+    const page = (pageToken: string) => client.audit.listToolCalls({ pageSize: 3, ...filter, pageToken });
+    return (await allPages(page)).flatMap(({ toolCalls }) => toolCalls);
+  };
+
+  it('are recorded, and listed newest first', async () => {
+    const requestId = randomUUID();
+    const call = { input: { q: ['x', 1] }, status: 'error', error: 'no such file', latencyMs: 12, toolCallId: 'c1' };
+    const first = await tool(call, { requestId });
+    expect(await tool(call, { requestId })).to.deep.equal(first);
+    expect(first).to.deep.include({ sessionId, turnId: '' });
+    expect(first.record).to.deep.include({ ...call, toolName: 'grep', attempt: 1, output: undefined });
+    const second = await tool({ attempt: 2, retryOf: first.id, status: 'ok', output: { n: 3 } });
+    expect(await tools()).to.deep.equal([second, first]);
+    expect(await tools({ status: 'ok' })).to.deep.equal([second]);
+    expect(await tools({ toolName: 'read' })).to.deep.equal([]);
+    expect(await tools({ sessionId })).to.have.length(2);
+    expect(await tools({ sessionId: randomUUID() })).to.deep.equal([]);
+
+    const said = await prompt({ version: '3' });
+    expect(said.record).to.deep.equal({ name: 'system', version: '3', text: 'be kind' });
+    const { prompts } = await client.audit.listPrompts({ sessionId, name: 'system' });
+    expect(prompts).to.deep.equal([said]);
+    const admin = metadataOf(headersOf(tenant, 'admin'));
+    expect((await client.audit.listPrompts({}, admin)).prompts, 'not even to admins').to.deep.equal([]);
+  });
+
+  it('page by number and by 1 MiB', async () => {
+    for (let i = 0; i < 25; i++) await tool({ toolCallId: String(i), output: { text: 'x'.repeat(60_000) } });
+    const pages = await allPages((pageToken) => client.audit.listToolCalls({ pageSize: 20, pageToken }));
+    expect(pages.map(({ toolCalls }) => toolCalls.length)).to.deep.equal([17, 8]);
+    const ids = pages.flatMap(({ toolCalls }) => toolCalls.map(({ record }) => Number(record!.toolCallId)));
+    expect(ids).to.deep.equal(Array.from({ length: 25 }, (_, i) => 24 - i));
+  });
+
+  it('need a live session, and a turn of it', async () => {
+    const refused = async (rest: object) => {
+      const { code, reason } = await failure(tool({}, rest));
+      expect(await failure(prompt({}, rest))).to.include({ code, reason });
+      return [code, reason];
+    };
+    expect(await refused({ turnId: randomUUID() })).to.deep.equal([status.NOT_FOUND, 'NOT_FOUND']);
+    expect(await refused({ sessionId: randomUUID() })).to.deep.equal([status.NOT_FOUND, 'NOT_FOUND']);
+    const { lease, session } = await client.conversation.beginTurn({ session: { id: sessionId }, holder: 'h' });
+    const { turn } = await client.conversation.commitTurn({
+      sessionId: session!.id,
+      fencingToken: lease!.fencingToken,
+      turn: { query: 'q' },
+      toolCalls: [{ toolName: 'read' }],
+      prompts: [{ name: 'p', text: 't' }],
+    });
+    await tool({}, { turnId: turn!.id });
+    expect(await tools({ turnId: turn!.id })).to.have.length(2);
+    await client.memory.endSession({ sessionId });
+    expect(await refused({})).to.deep.equal([status.FAILED_PRECONDITION, 'SESSION_ENDED']);
+    await client.memory.deleteSession({ sessionId });
+    expect(await refused({})).to.deep.equal([status.NOT_FOUND, 'DELETED']);
+    expect(await rowCounts(tenant, ['tool_calls', 'prompts'])).to.deep.equal({ tool_calls: 0, prompts: 0 });
+  });
+
+  it('leave nothing when they are recorded while their session is deleted', async () => {
+    for (let round = 0; round < 5; round++) {
+      const { session } = await client.memory.upsertSession({ session: { surfaceId: `s${round}` } });
+      const writes = Array.from({ length: 6 }, (_, i) =>
+        (i % 2 ? tool({}, { sessionId: session!.id }) : prompt({}, { sessionId: session!.id })).catch(() => undefined),
+      );
+      await Promise.all([...writes, client.memory.deleteSession({ sessionId: session!.id })]);
+    }
+    expect(await rowCounts(tenant, ['tool_calls', 'prompts'])).to.deep.equal({ tool_calls: 0, prompts: 0 });
+  });
+
+  it('are stored without the secrets in them, by either way', async () => {
+    const input = {
+      url: `https://me:hunter2@example.com/?q=1`,
+      headers: { Authorization: 'x1' },
+      note: `use ${KEY} now`,
+    };
+    const output = { list: [{ api_key: 'x2', tokens: 7 }, `Bearer ${KEY}`], ok: true };
+    const call = { toolName: 'http', input, output, error: `password=hunter2 refused`, status: 'error' };
+    const stored = await tool(call);
+    expect(stored.record).to.deep.include({
+      input: {
+        url: 'https://me:[redacted]@example.com/?q=1',
+        headers: { Authorization: '[redacted]' },
+        note: 'use [redacted] now',
+      },
+      output: { list: [{ api_key: '[redacted]', tokens: 7 }, 'Bearer [redacted]'], ok: true },
+      error: 'password=[redacted] refused',
+    });
+    const said = { name: 'system', text: `Call it with ${KEY}.` };
+    expect((await prompt(said)).record!.text).to.equal('Call it with [redacted].');
+    const { lease } = await client.conversation.beginTurn({ session: { id: sessionId }, holder: 'h' });
+    await client.conversation.commitTurn({
+      sessionId,
+      fencingToken: lease!.fencingToken,
+      toolCalls: [call],
+      prompts: [said],
+    });
+    const [committed] = await tools({});
+    expect(committed!.record).to.deep.equal(stored.record);
+    for (const table of ['tool_calls', 'prompts', 'requests', 'audit_events']) {
+      const rows = JSON.stringify(await tenantSql(tenant, `select to_jsonb(t)::text as row from ${table} t`));
+      for (const secret of [KEY, 'hunter2', 'x1', 'x2'])
+        expect(rows.includes(secret), `${secret} in ${table}`).to.equal(false);
+    }
+  });
+
+  it('are redacted by keys and by what secrets look like, and left alone otherwise', () => {
+    const secrets = [
+      'Bearer abcDEF123456',
+      'Basic dXNlcjpwYXNzd29yZA==',
+      'eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl',
+      'ghp_0123456789abcdefghij',
+      'github_pat_11ABCDEFG0abcdefghij',
+      'glpat-abcdefghij0123456789',
+      'xoxb-1234567890-abcdef',
+      'AKIAIOSFODNN7EXAMPLE',
+      `AIza${'a1'.repeat(18)}`,
+      'sk_live_0123456789abcdefghij',
+      'sk-ant-api03-abcdefghijklmnop',
+      'hf_abcdefghij0123456789',
+      `msk_${'a1'.repeat(22)}`,
+      '-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----',
+      '-----BEGIN PRIVATE KEY-----\ncut',
+      'postgres://app:pa55@db/x',
+      '"password": "correct horse"',
+      'API_KEY=abcd1234',
+    ];
+    for (const secret of secrets) {
+      const left = redactText(`before ${secret} after`);
+      expect(left, secret)
+        .to.match(/^before .*\[redacted\]/s)
+        .and.not.contain(secret);
+    }
+    for (const plain of [
+      'The password is not known.',
+      'https://example.com:8080/a@b?token',
+      'npm_config_cache_directory',
+      'a task-oriented-dialogue-system',
+      'max_tokens: 100',
+      'the secret of the sea',
+    ]) {
+      expect(redactText(plain)).to.equal(plain);
+    }
+    const value = {
+      Password: 'x',
+      'x-api-key': 'y',
+      refreshToken: { a: 1 },
+      cookie: ['z'],
+      tokens: 3,
+      secret: null,
+      secretary: true,
+    };
+    expect(redactJson(value)).to.deep.equal({
+      Password: '[redacted]',
+      'x-api-key': '[redacted]',
+      refreshToken: '[redacted]',
+      cookie: '[redacted]',
+      tokens: 3,
+      secret: null,
+      secretary: true,
+    });
+  });
+});

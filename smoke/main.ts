@@ -25,10 +25,10 @@ function answers(address: string): Promise<boolean> {
 
 async function run(caller: Caller, walk: typeof tour): Promise<boolean> {
   try {
-    await walk(caller, (step, answer) => console.log(`  ${step.padEnd(15)} ${answer}`));
+    await walk(caller, (step, answer) => console.log(`  ${step.padEnd(18)} ${answer}`));
     return true;
   } catch (error) {
-    console.log(`  SURPRISE        ${(error as Error).message}`);
+    console.log(`  SURPRISE           ${(error as Error).message}`);
     return false;
   }
 }

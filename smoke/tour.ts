@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import type { Caller, Reply } from './callers.ts';
+import { document } from './document.ts';
 import { live } from './live.ts';
 import { Surprise, same } from './surprise.ts';
 
@@ -147,6 +148,8 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   say('ListSessions', `1 session of this thread: ${short(session.id)}`);
 
   await live({ caller, headers: MEMBER, threadId: `smoke-${run}-live`, ok, say });
+
+  await document({ projectId: `smoke-${run}`, ok, refused, told, say });
 
   const foreign = await refused('NOT_FOUND', 'NOT_FOUND', `${MEMORY}/GetSession`, itself, OUTSIDER);
   say('GetSession', `as outsider of globex: ${told(foreign)}`);

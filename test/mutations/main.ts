@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
+import { DOCUMENTS } from './documents.ts';
 import { DURABILITY } from './durability.ts';
 import { ISOLATION } from './isolation.ts';
 import { LIVE } from './live.ts';
@@ -153,7 +154,7 @@ function show({ mutant, caught, how, ms }: Verdict): void {
 }
 
 const words = process.argv.slice(2);
-const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...TRANSFER];
+const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...DOCUMENTS, ...TRANSFER];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));
 const verdicts: Verdict[] = [];

@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Message } from '../../src/gen/memory/v1/message.ts';
 import { revisionOf } from '../../src/rpc/validate.ts';
 import { allPages, type Clients, runSql } from '../support.ts';
+import { checkDrafts } from './drafts.ts';
 import type { Entry, Ledger } from './ledger.ts';
 import type { Figures } from './scenario.ts';
 
@@ -53,6 +54,7 @@ export async function checkAftermath(
     checkSession(session, own, events, check);
   }
   const bundles = await checkBundles(clients, messages, ledger.entries, happened, check);
+  const revisions = await checkDrafts(rows, ledger.entries, happened, check);
   const [{ turns, handoffs }] = await rows(
     `select (select count(*)::int from turns where tenant_id = $1) as turns,
       (select count(*)::int from handoffs where tenant_id = $1 and destination = 'maybes') as handoffs`,
@@ -75,6 +77,7 @@ export async function checkAftermath(
     'done by a retry': ledger.entries.filter((entry) => entry.outcome === 'acknowledged' && entry.attempts > 1).length,
     messages: [...messages.values()].reduce((sum, { length }) => sum + length, 0),
     bundles,
+    revisions,
   };
 }
 

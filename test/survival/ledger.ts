@@ -24,6 +24,8 @@ export interface Intent {
   surfaceId?: string;
   /** What it merges into the session's state. */
   state?: Record<string, unknown>;
+  /** What it saves, under which token, and the key that it adds to the profile. */
+  draft?: { sectionId: string; content: string; token: number; profileKey: string | undefined };
   /** The events that it leaves in the audit log if it happens. */
   events: string[];
 }
@@ -73,7 +75,7 @@ export const CHANNEL = {
 };
 
 const MAYBE_DONE = [status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.CANCELLED, status.UNKNOWN, status.INTERNAL];
-const NOT_DONE = ['TURN_HELD', 'STALE_FENCING_TOKEN', 'ETAG_MISMATCH'];
+const NOT_DONE = ['TURN_HELD', 'SECTION_HELD', 'STALE_FENCING_TOKEN', 'ETAG_MISMATCH'];
 
 export function openWorker(
   n: number,

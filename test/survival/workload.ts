@@ -1,4 +1,5 @@
 import { MessageRole } from '../../src/gen/memory/v1/message.ts';
+import { draft } from './drafts.ts';
 import type { Worker } from './ledger.ts';
 
 const { HUMAN, ASSISTANT } = MessageRole;
@@ -11,7 +12,7 @@ const ownThread = (worker: Worker): string => `own-${worker.n}`;
 
 /** Does one thing after the other, on few threads and sessions that all share, for as long as the worker goes. */
 export async function work(worker: Worker): Promise<void> {
-  const ways = [append, append, appendByClientId, upsert, upsert, edit, edit, turn, turn, forward, look];
+  const ways = [append, append, appendByClientId, upsert, upsert, edit, edit, turn, turn, forward, draft, look];
   await append(worker, ownThread(worker));
   while (worker.going()) await worker.random.pick(ways)(worker);
 }

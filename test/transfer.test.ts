@@ -1,17 +1,16 @@
 import { randomUUID } from 'node:crypto';
-import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { gunzipSync, gzipSync } from 'node:zlib';
+import { gzipSync } from 'node:zlib';
 import { expect } from 'chai';
 import fc from 'fast-check';
+import { UserError } from '../src/errors.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
+import { rederive } from '../src/search/rederive.ts';
 import type { RunningServer } from '../src/server.ts';
 import { readTables, type Table } from '../src/transfer/catalog.ts';
 import { LEFT_OUT, OF_NO_PROJECT, ofProject } from '../src/transfer/rules.ts';
 import { addMembers } from './fixtures/answers.ts';
-import { killAll, memoryd, type Run } from './fixtures/command.ts';
 import { type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
+import { contentOf, importFile, linesOf, transferFolder } from './fixtures/transfer.ts';
 import {
   addMember,
   appUrl,
@@ -23,13 +22,11 @@ import {
   ownerUrl,
   runSql,
   startTestServer,
-  until,
 } from './support.ts';
 
 // Tests run side by side: what is planted is exported once, and goes into a database that nobody else uses.
 describe('export and import', function () {
   this.timeout(60_000);
-  let folder: string;
   let server: RunningServer;
   let client: Clients;
   let other: { owner: string; app: string };
@@ -38,36 +35,16 @@ describe('export and import', function () {
   let planted: Planted;
   let text: string;
 
-  const path = (name: string) => join(folder, name);
-  const start = (args: string[], url = other.app, env = {}): Run => memoryd(args, { DATABASE_URL: url, ...env });
-  async function done(args: string[], url = other.app, env = {}): Promise<string> {
-    const run = start(args, url, env);
-    expect(await run.ended, run.err()).to.equal(0);
-    return run.err();
-  }
-  async function refused(args: string[], url = other.app): Promise<string> {
-    const run = start(args, url);
-    expect(await run.ended, run.err()).to.equal(1);
-    expect(run.err()).to.match(/^memoryd: /);
-    return run.err();
-  }
-  async function exported(tenant: string, flags: string[] = [], url = other.app): Promise<string> {
-    const file = path(`${randomUUID()}.jsonl`);
-    await done(['export', file, '--tenant', tenant, ...flags], url);
-    return readFile(file, 'utf8');
-  }
-  /** A file that holds this. */
-  async function fileOf(content: string | Buffer, name = `${randomUUID()}.jsonl`): Promise<string> {
-    await writeFile(path(name), content);
-    return path(name);
-  }
-  const linesOf = (content: string): any[] =>
-    content
-      .trimEnd()
-      .split('\n')
-      .map((line) => JSON.parse(line));
-  /** The rows of an export, and its first line without the name of the tenant. */
-  const contentOf = (content: string): string => content.replace(/"tenant":"[^"]+"/, '').replace(/\n\{"end":.*\n$/, '');
+  const { path, fileOf, exported, remove } = transferFolder();
+  const take = (file: string, options = {}) => importFile(file, other.app, options);
+  const refused = (file: string, options = {}, url = other.app): Promise<string> =>
+    importFile(file, url, options).then(
+      () => expect.fail('it should have been refused'),
+      (error) => {
+        expect(error).to.be.instanceOf(UserError);
+        return error.message;
+      },
+    );
   /** How many rows the other database holds of a tenant. */
   async function rowsOf(tenant: string): Promise<number> {
     const counts = tables.map(({ name }) => `(select count(*)::int from ${name} where tenant_id = '${tenant}')`);
@@ -76,7 +53,6 @@ describe('export and import', function () {
   }
 
   before(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'memoryd-transfer-'));
     server = await startTestServer();
     client = connect(`127.0.0.1:${server.port}`);
     other = await newDatabase();
@@ -99,15 +75,13 @@ describe('export and import', function () {
        from threads where tenant_id = $1 and env = 'dev' and thread_id = 'plan'`,
       [place.tenant],
     );
-    text = await exported(place.tenant, [], appUrl());
+    text = await exported(place.tenant, appUrl());
   });
   after(async () => {
     client.close();
     await server.stop();
-    await rm(folder, { recursive: true });
+    await remove();
   });
-  afterEach(killAll);
-
   it('takes every table of tenants, but for those that it has a reason to leave where they are', async () => {
     const named = await runSql(
       ownerUrl(),
@@ -131,55 +105,22 @@ describe('export and import', function () {
 
   it('moves a tenant into another database and back without changing a byte', async () => {
     const file = await fileOf(text);
-    expect(await done(['import', file])).to.match(/stored [\d,]+ rows; 0 were there already/);
+    expect(await take(file)).to.include({ there: false, stored: linesOf(text).length - 2 });
+    expect(await exported(place.tenant, other.app)).to.equal(text);
     const rows = await rowsOf(place.tenant);
-    expect(await exported(place.tenant)).to.equal(text);
-    const events = await rowsOf(place.tenant);
-    expect(events - rows, 'the event of an export in each env').to.equal(2);
-    expect(await done(['import', file])).to.match(/stored 0 rows; [\d,]+ were there already/);
-    expect(await rowsOf(place.tenant), 'nothing, nor an event, from a second import').to.equal(events);
-    expect(await exported(place.tenant)).to.equal(text);
-  });
-
-  it('leaves an event in the audit trail of each env, of which an export knows nothing', async () => {
-    const events = `select env, action, actor from audit_events where tenant_id = $1 and action like 'transfer.%' order by 1, 2`;
-    expect(await runSql(ownerUrl(), events, [place.tenant])).to.deep.equal([
-      { env: 'dev', action: 'transfer.export', actor: 'cli' },
-      { env: 'prod', action: 'transfer.export', actor: 'cli' },
-    ]);
-    const into = `t-${randomUUID()}`;
-    await done(['import', await fileOf(text), '--tenant', into]);
-    expect(await runSql(other.owner, events, [into])).to.deep.equal([
-      { env: 'dev', action: 'transfer.import', actor: 'cli' },
-      { env: 'prod', action: 'transfer.import', actor: 'cli' },
-    ]);
-    expect(text).to.include('"action":"sessions.upsert"');
-    expect(text).to.not.include('transfer.');
-  });
-
-  it('writes a file that only its owner may read, compressed or to a pipe just the same', async () => {
-    const file = path('packed.jsonl.gz');
-    await done(['export', file, '--tenant', place.tenant], appUrl());
-    expect((await stat(file)).mode & 0o777).to.equal(0o600);
-    expect(gunzipSync(await readFile(file)).toString()).to.equal(text);
-    const piped = start(['export', '-', '--tenant', place.tenant], appUrl());
-    expect(await piped.ended, piped.err()).to.equal(0);
-    expect(piped.out()).to.equal(text);
-    const into = `t-${randomUUID()}`;
-    await done(['import', file, '--tenant', into]);
-    expect(contentOf(await exported(into))).to.equal(contentOf(text));
+    expect(await take(file)).to.include({ there: true, stored: 0 });
+    expect(await rowsOf(place.tenant), 'nothing, nor an event, from a second import').to.equal(rows);
+    expect(await exported(place.tenant, other.app)).to.equal(text);
   });
 
   it('moves one env, also into one with another name', async () => {
-    const part = await exported(place.tenant, ['--env', 'prod'], appUrl());
+    const part = await exported(place.tenant, appUrl(), { env: 'prod' });
     expect(part).to.not.include('content-dev');
     const into = `t-${randomUUID()}`;
-    await done(['import', await fileOf(part), '--tenant', into, '--env', 'staging']);
-    const again = await exported(into, ['--env', 'staging']);
+    await take(await fileOf(part), { tenant: into, env: 'staging' });
+    const again = await exported(into, other.app, { env: 'staging' });
     expect(contentOf(again).replaceAll('"staging"', '"prod"')).to.equal(contentOf(part));
-    expect(await refused(['import', await fileOf(text), '--env', 'staging'])).to.include(
-      '--env is for an export of one env',
-    );
+    expect(await refused(await fileOf(text), { env: 'staging' })).to.include('--env is for an export of one env');
   });
 
   it('refuses a file that is not as it was written, before it stores anything', async () => {
@@ -207,59 +148,65 @@ describe('export and import', function () {
         /exported at schema 3; this database takes what was exported from \d+ on/,
       ],
       [
-        'with a column of a later one',
+        'with a column of another one',
         text.replace('"sessions":["id"', '"sessions":["id","mood"'),
-        /it has sessions \(mood\), which is not known here/,
+        /has rows of sessions with mood, which is not known here/,
       ],
+      ['with a table of another one', text.replace('"bundles":[', '"moods":['), /which its first line does not name/],
+      ['in a language that is not here', text.replace('["simple"]', '["klingon"]'), /searched in klingon, which/],
     ];
     for (const [what, content, message] of broken) {
       const into = `t-${randomUUID()}`;
-      expect(await refused(['import', await fileOf(content), '--tenant', into]), what).to.match(message);
+      expect(await refused(await fileOf(content), { tenant: into }), what).to.match(message);
       expect(await rowsOf(into), what).to.equal(0);
     }
     const packed = gzipSync(text);
     const cut = await fileOf(packed.subarray(0, packed.length - 100), 'cut.jsonl.gz');
-    expect(await refused(['import', cut])).to.match(/is cut off/);
-    expect(await refused(['import', await fileOf(text, 'plain.gz')])).to.match(/is no gzip file/);
-    expect(await refused(['import', path('nothing')])).to.match(/cannot be read: ENOENT/);
+    expect(await refused(cut)).to.match(/is cut off/);
+    expect(await refused(await fileOf(text, 'plain.gz'))).to.match(/is no gzip file/);
+    expect(await refused(path('nothing'))).to.match(/cannot be read: ENOENT/);
   });
 
   it('refuses to store over something else, says over what, and stores nothing', async () => {
     const into = `t-${randomUUID()}`;
     const file = await fileOf(text);
-    await done(['import', file, '--tenant', into]);
+    await take(file, { tenant: into });
     await runSql(other.owner, `delete from messages where tenant_id = '${into}' and seq = 2`);
     const [{ id }] = await runSql(
       other.owner,
       `update memories set updated_by = 'else' where tenant_id = '${into}' and env = 'dev' and version > 1 returning id`,
     );
     const before = await rowsOf(into);
-    const told = await refused(['import', file, '--tenant', into]);
+    const told = await refused(file, { tenant: into });
     expect(told).to.match(/differs from what tenant t-\S+ holds already, so nothing was stored:\n/);
     expect(told.split('\n')[1]).to.equal(`  memories ["${id}"]`);
     expect(await rowsOf(into)).to.equal(before);
-    expect(await refused(['import', file, '--tenant', into, '--dry-run'])).to.equal(told);
+    expect(await refused(file, { tenant: into, dryRun: true })).to.equal(told);
     await runSql(other.owner, `update memories set updated_by = 'user' where id = '${id}'`);
-    expect(await done(['import', file, '--tenant', into, '--dry-run'])).to.match(
-      /\d rows are whole, and nothing else is there/,
-    );
+    expect(await take(file, { tenant: into, dryRun: true })).to.include({ stored: 0 });
     expect(await rowsOf(into)).to.equal(before);
-    expect(await done(['import', file, '--tenant', into])).to.match(/stored [1-9]\d* rows/);
-    expect(contentOf(await exported(into))).to.equal(contentOf(text));
+    expect((await take(file, { tenant: into })).stored).to.be.greaterThan(0);
+    expect(contentOf(await exported(into, other.app))).to.equal(contentOf(text));
   });
 
   it('keeps the name and the policies of a tenant that is there, and refuses one without the env', async () => {
-    const into = `t-${randomUUID()}`;
-    await done(['tenant', 'create', into, 'dev', '--name', 'Kept']);
+    const into = await newTenant(['user'], {}, other.owner);
+    await runSql(other.owner, `update tenants set display_name = 'Kept', envs = '{dev}' where tenant_id = $1`, [into]);
+    await runSql(other.owner, 'update tenant_members set role = 2 where tenant_id = $1', [into]);
     const file = await fileOf(text);
-    expect(await refused(['import', file, '--tenant', into])).to.include('has no env prod: add it first');
-    await done(['tenant', 'env', 'add', into, 'prod']);
-    expect(await done(['import', file, '--tenant', into])).to.include('keeps its name, policies and members');
+    expect(await refused(file, { tenant: into })).to.include('has no env prod: add it first');
+    await runSql(other.owner, `update tenants set envs = '{dev,prod}' where tenant_id = $1`, [into]);
+    expect(await take(file, { tenant: into })).to.include({ there: true });
     const [row] = await runSql(other.owner, 'select display_name, policies from tenants where tenant_id = $1', [into]);
     expect(row).to.deep.equal({ display_name: 'Kept', policies: {} });
+    const members = `select user_id, role from tenant_members where tenant_id = $1 and env = 'dev' and user_id in ('user', 'admin') order by 1`;
+    expect(await runSql(other.owner, members, [into])).to.deep.equal([
+      { user_id: 'admin', role: 2 },
+      { user_id: 'user', role: 2 },
+    ]);
   });
 
-  it('makes what arrives in another language be found in that of the tenant', async () => {
+  it('finds what arrives in another language than that of the tenant, until it is derived anew', async () => {
     const tenant = await newTenant(['user']);
     await runSql(ownerUrl(), `update tenants set search_language = 'english' where tenant_id = $1`, [tenant]);
     const from = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
@@ -269,9 +216,11 @@ describe('export and import', function () {
     });
     from.close();
     const into = await newTenant(['user']);
-    await done(['import', await fileOf(await exported(tenant, [], appUrl())), '--tenant', into], appUrl());
+    await importFile(await fileOf(await exported(tenant, appUrl())), appUrl(), { tenant: into });
     const there = connect(`127.0.0.1:${server.port}`, headersOf(into));
     const found = async (query: string) => (await there.conversation.searchMessages({ query })).results.length;
+    expect([await found('run'), await found('runs')]).to.deep.equal([1, 1]);
+    await rederive(server.kernel.database, 0);
     expect([await found('run'), await found('running')]).to.deep.equal([0, 1]);
     there.close();
   });
@@ -309,9 +258,9 @@ describe('export and import', function () {
     await user.conversation.deleteThread({ threadId: 'deleted' });
     const { messages: both } = await user.conversation.listMessages({ threadId: 'apollo-1' });
     await user.conversation.deleteMessage({ messageId: both[0]!.id });
-    expect(await exported(tenant, [], appUrl())).to.not.include('mark-of-deleted');
+    expect(await exported(tenant, appUrl())).to.not.include('mark-of-deleted');
 
-    const part = await exported(tenant, ['--env', 'dev', '--project', 'apollo'], appUrl());
+    const part = await exported(tenant, appUrl(), { env: 'dev', project: 'apollo' });
     for (const mark of ['gemini', 'mark-of-none', 'mark-of-loose', 'private']) expect(part).to.not.include(mark);
     const { counts } = linesOf(part).at(-1).end;
     expect(Object.keys(counts)).to.deep.equal(['dev']);
@@ -331,18 +280,18 @@ describe('export and import', function () {
 
     const into = await newTenant(['user']);
     const file = await fileOf(part);
-    await done(['import', file, '--tenant', into], appUrl());
+    await importFile(file, appUrl(), { tenant: into });
     const there = connect(`127.0.0.1:${server.port}`, headersOf(into));
     const told = await there.memory.resumeSession({ target: { $case: 'sessionId', value: mine } });
     expect(told.messages.map(({ content }) => content)).to.deep.equal(['mark-of-apollo', '']);
-    const again = await exported(into, ['--env', 'dev', '--project', 'apollo'], appUrl());
+    const again = await exported(into, appUrl(), { env: 'dev', project: 'apollo' });
     // Resuming moves the session's activity, and leaves an event.
     const moved = (content: string) =>
       content
         .split('\n')
         .filter((line) => !line.includes(`"id":"${mine}"`) && !/"table":"audit_events"|"end"/.test(line));
     expect(moved(again).join('\n').replaceAll(into, tenant)).to.equal(moved(part).join('\n'));
-    expect(await refused(['import', file, '--tenant', 'nobody'], appUrl())).to.include(
+    expect(await refused(file, { tenant: 'nobody' }, appUrl())).to.include(
       'there is no tenant nobody to take project apollo',
     );
     for (const open of [user, another, there]) open.close();
@@ -351,7 +300,7 @@ describe('export and import', function () {
   // The last one: it changes what the others export.
   it('makes a copy under another name, which the service serves as it serves the original', async () => {
     const into = `t-${randomUUID()}`;
-    await done(['import', await fileOf(text), '--tenant', into], appUrl());
+    await importFile(await fileOf(text), appUrl(), { tenant: into });
     const of = (tenant: string) => connect(`127.0.0.1:${server.port}`, headersOf(tenant));
     const [original, copy] = [of(place.tenant), of(into)];
     try {
@@ -430,75 +379,11 @@ describe('export and import', function () {
         // What is refused, as there is nothing of the kind, changes nothing.
         for (const of of steps) await doing[of.does]!(of).catch(() => {});
         at.close();
-        const before = await exported(tenant, [], appUrl());
-        await done(['import', await fileOf(before)]);
-        expect(await exported(tenant)).to.equal(before);
+        const before = await exported(tenant, appUrl());
+        await take(await fileOf(before));
+        expect(await exported(tenant, other.app)).to.equal(before);
       }),
       { numRuns: 3 },
     );
-  });
-
-  describe('of much', () => {
-    let tenant: string;
-    let file: string;
-    // The heap that a command starts with is more than half of it, and what it moves is several times as much.
-    const small = { NODE_OPTIONS: '--max-old-space-size=40' };
-
-    before(async () => {
-      tenant = await newTenant(['user']);
-      await runSql(
-        ownerUrl(),
-        `insert into threads (tenant_id, env, user_id, thread_id, thread_uid, last_seq, revision, create_time, update_time)
-         values ('${tenant}', 'dev', 'user', 'long', '0192a000-0000-7000-8000-000000000000', 15000, 15000, now(), now());
-         insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, metadata, create_time, search_language)
-         select '${tenant}', 'dev', '0192a000-0000-7000-8000-000000000000', n, gen_random_uuid(), 'user', 1 + n % 2, repeat(md5(n::text) || ' ', 50),
-           jsonb_build_object('n', n, 'x', random(), 'deep', jsonb_build_array(1.10, 1e300, 12345678901234567890)), now(), 'simple' from generate_series(1, 15000) n;
-         insert into bundles (tenant_id, env, id, user_id, source_thread_id, messages, message_count, byte_size, create_time)
-         select '${tenant}', 'dev', gen_random_uuid(), 'user', 'long', jsonb_build_array(repeat('0123456789', 100000)), 1, 1000000, now()
-         from generate_series(1, 30)`,
-      );
-      file = path('much.jsonl');
-    });
-
-    it('needs no more memory than of little', async () => {
-      await done(['export', file, '--tenant', tenant], appUrl(), small);
-      expect((await stat(file)).size).to.be.greaterThan(50e6);
-      const into = `t-${randomUUID()}`;
-      expect(await done(['import', file, '--tenant', into], other.app, small)).to.match(/stored 15,\d\d\d rows/);
-      expect(contentOf(await exported(into))).to.equal(contentOf(await readFile(file, 'utf8')));
-    });
-
-    it('goes on where it was killed, and shows no tenant before it is whole', async () => {
-      const into = `t-${randomUUID()}`;
-      const there = () => rowsOf(into);
-      for (let kills = 0; kills < 3; kills++) {
-        const before = await there();
-        const run = start(['import', file, '--tenant', into]);
-        const more = before + 1 + Math.floor(Math.random() * 3000);
-        await until(async () => (await there()) >= more || run.child.exitCode !== null);
-        run.child.kill('SIGKILL');
-        await run.ended;
-        expect(await there(), 'rows that were stored').to.be.at.least(more);
-        const found = await runSql(other.owner, 'select from tenants where tenant_id = $1', [into]);
-        expect(found, 'a tenant of which a part is there').to.be.empty;
-      }
-      const told = await done(['import', file, '--tenant', into]);
-      expect(told).to.match(/stored [\d,]+ rows; [\d,]+ were there already/);
-      expect(contentOf(await exported(into))).to.equal(contentOf(await readFile(file, 'utf8')));
-    });
-
-    it('leaves a half-written export under another name, and begins anew', async () => {
-      const again = path('again.jsonl');
-      for (let kills = 0; kills < 2; kills++) {
-        const run = start(['export', again, '--tenant', tenant], appUrl());
-        await until(async () => (await stat(`${again}.partial`).catch(() => ({ size: 0 }))).size > 1e6);
-        run.child.kill('SIGKILL');
-        await run.ended;
-        expect(await stat(again).catch((error) => error.code)).to.equal('ENOENT');
-      }
-      await done(['export', again, '--tenant', tenant], appUrl());
-      expect(await stat(`${again}.partial`).catch((error) => error.code)).to.equal('ENOENT');
-      expect(await readFile(again, 'utf8')).to.equal(await readFile(file, 'utf8'));
-    });
   });
 });

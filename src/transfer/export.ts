@@ -14,6 +14,8 @@ export interface ExportScope {
   project: string;
 }
 
+const LANGUAGES = 'select array[search_language] || former_languages as languages from tenants where tenant_id = $1';
+
 const PAGE_BYTES = 4 * 1024 * 1024;
 const MOST_ROWS = 2000;
 const FIRST_ROWS = 64;
@@ -40,6 +42,7 @@ export async function exportTo(
     memoryd_export: FORMAT,
     schema: version,
     ...scope,
+    languages: (await client.query(LANGUAGES, [scope.tenant])).rows[0].languages,
     tables: Object.fromEntries(sections.map(({ table }) => [table.name, columnsOf(table).map(({ name }) => name)])),
   };
   let footer: Footer | undefined;

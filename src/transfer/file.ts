@@ -22,6 +22,8 @@ export interface Header {
   whole: boolean;
   /** '' for all projects, and what belongs to none. */
   project: string;
+  /** The languages in which what it holds is searched. */
+  languages: string[];
   /** The columns of each table that may have rows. */
   tables: Record<string, string[]>;
 }

@@ -6,12 +6,12 @@ import type pg from 'pg';
 import { readSchemaState } from '../db/migrate.ts';
 import type { Database } from '../db/pool.ts';
 import { query } from '../db/statement.ts';
-import { reader } from '../db/transaction.ts';
+import { reader, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { isDirectory, readTables, type Table } from './catalog.ts';
 import { type Batch, type Footer, type Header, read, spool } from './file.ts';
-import { CALL_MS, checkColumns, type Statements, scopeOf, statementsOf, type Target, take } from './rows.ts';
-import { exported } from './rules.ts';
+import { CALL_MS, checkSchema, type Statements, scopeOf, statementsOf, type Target, take } from './rows.ts';
+import { columnsOf, exported } from './rules.ts';
 
 export interface ImportOptions {
   /** `-` for stdin. */
@@ -37,6 +37,7 @@ export type Tell = (phase: 'checked' | 'stored', rows: number, bytes: number) =>
 /** An import under way: what the file says of itself, and where its rows go. */
 interface Import {
   file: string;
+  header: Header;
   tables: Map<string, Table>;
   statements: Map<string, Statements>;
   target: Target;
@@ -71,6 +72,8 @@ export async function importFrom(
 
 const MOST_TOLD = 20;
 
+const limits = () => ({ deadline: Date.now() + CALL_MS });
+
 async function check(
   { file, tenant, env }: ImportOptions,
   client: pg.Client,
@@ -80,13 +83,13 @@ async function check(
   const tables = new Map(exported(await readTables((sql) => client.query(sql))).map((table) => [table.name, table]));
   let begun: Import | undefined;
   const begin = async (header: Header) => {
-    checkColumns(header, tables, await readSchemaState((sql) => client.query(sql)));
+    checkSchema(header, await readSchemaState((sql) => client.query(sql)));
+    const unknown = (await client.query(UNKNOWN_LANGUAGES, [header.languages])).rows.map(({ language }) => language);
+    if (unknown.length > 0)
+      throw new UserError(`it is searched in ${unknown.join(', ')}, which this Postgres does not know`);
     const { there, ...place } = await placeOf(client, header, tenant ?? header.tenant, env);
-    const statements = Object.entries(header.tables).map(
-      ([name, columns]) => [name, statementsOf(tables.get(name)!, columns)] as const,
-    );
     const target = { database, ...place, about: {} };
-    begun = { file, tables, statements: new Map(statements), target, there };
+    begun = { file, tables, header, statements: new Map(), target, there };
   };
   const empty = new Map<string, boolean>();
   const differing: string[] = [];
@@ -107,8 +110,18 @@ async function check(
   return { begun: begun!, footer };
 }
 
+// What arrives in a language that is not the tenant's is found in it, until it is derived anew.
+const ADD_LANGUAGES = query(`
+  update tenants set former_languages = former_languages || array(select l from unnest($4::text[]) l where l <> all (search_language || former_languages)),
+    language_time = clock_timestamp()
+  where tenant_id = $1 and not $4 <@ (search_language || former_languages)`);
+
 async function store(begun: Import, tell: Tell): Promise<number> {
-  const { file, target, there } = begun;
+  const { file, header, target, there } = begun;
+  const { database } = target;
+  await transaction(database, scopeOf(target, ''), undefined, limits(), { repeatable: true }, (tx) =>
+    tx.final(ADD_LANGUAGES, [header.languages]),
+  );
   // Each env gets one event, with the first rows that change it.
   const changed = new Set(['']);
   let stored = 0;
@@ -123,10 +136,24 @@ async function store(begun: Import, tell: Tell): Promise<number> {
   return stored;
 }
 
-function statementsFor({ file, statements, target }: Import, { env, table }: Batch): Statements {
-  const found = statements.get(table);
-  if (found && (env === '' || target.envs.has(env))) return found;
-  throw new UserError(`${file} has a row of ${env} ${table}, which its first line does not name`);
+/** The statements for a batch, made at the first one of its table. */
+function statementsFor({ file, header, tables, statements, target }: Import, { env, table: name }: Batch): Statements {
+  const made = statements.get(name);
+  const columns = header.tables[name];
+  if (!columns || !(env === '' || target.envs.has(env))) {
+    throw new UserError(`${file} has a row of ${env} ${name}, which its first line does not name`);
+  }
+  if (made) return made;
+  const table = tables.get(name);
+  const here = table && columnsOf(table).map((column) => column.name);
+  const missing = columns.filter((column) => !here?.includes(column));
+  // Such as embeddings, where the extension for them is not installed.
+  if (!table || missing.length > 0) {
+    throw new UserError(`${file} has rows of ${name} with ${missing.join(', ')}, which is not known here`);
+  }
+  const fresh = statementsOf(table, columns);
+  statements.set(name, fresh);
+  return fresh;
 }
 
 function differs(file: string, tenant: string, differing: string[]): UserError {
@@ -140,13 +167,16 @@ function differs(file: string, tenant: string, differing: string[]): UserError {
 /** Whether there is nothing to compare where the rows go. */
 async function isEmpty(target: Target, { name, ofEnv }: Table, env: string): Promise<boolean> {
   const any = query(`select 1 as n from ${name} where tenant_id = $1 and ${ofEnv ? 'env' : `''`} = $2 limit 1`);
-  const limits = { deadline: Date.now() + CALL_MS };
-  return (await reader(target.database, scopeOf(target, env), limits).query(any)).length === 0;
+  return (await reader(target.database, scopeOf(target, env), limits()).query(any)).length === 0;
 }
 
-type Place = Pick<Target, 'tenant' | 'envs' | 'languages'> & { there: boolean };
+const UNKNOWN_LANGUAGES = `
+  select l as language from unnest($1::text[]) l
+  where not exists (select from pg_ts_config where cfgname = l and pg_ts_config_is_visible(oid))`;
 
-const TENANT = 'select envs, array[search_language] || former_languages as languages from tenants where tenant_id = $1';
+type Place = Pick<Target, 'tenant' | 'envs'> & { there: boolean };
+
+const TENANT = 'select envs from tenants where tenant_id = $1';
 
 /** Where the envs of a file go. What is less than a tenant needs one that is there. */
 async function placeOf(
@@ -164,5 +194,5 @@ async function placeOf(
     throw new UserError(`there is no tenant ${tenant} to take project ${project}: create it first`);
   const missing = [...envs.values()].filter((name) => found && !found.envs.includes(name));
   if (missing.length > 0) throw new UserError(`tenant ${tenant} has no env ${missing.join(', ')}: add it first`);
-  return { tenant, there: found !== undefined, envs, languages: found?.languages ?? [] };
+  return { tenant, there: found !== undefined, envs };
 }

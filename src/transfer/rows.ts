@@ -7,7 +7,7 @@ import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import type { Table } from './catalog.ts';
 import type { Batch, Header } from './file.ts';
-import { ACTIONS, columnsOf, DERIVED } from './rules.ts';
+import { ACTIONS, DERIVED } from './rules.ts';
 
 /** Where rows go. */
 export interface Target {
@@ -15,8 +15,6 @@ export interface Target {
   tenant: string;
   /** The env of the file, and the one that it goes into. */
   envs: Map<string, string>;
-  /** The languages in which the tenant's messages are found, the one of new ones first; none if it is not there yet. */
-  languages: string[];
   /** What the audit trail says of the import. */
   about: object;
 }
@@ -41,15 +39,14 @@ export interface Statements {
   compare: Statement<Row>;
 }
 
-// $11 are the lines. What is there is compared as it was before the statement.
+// $11 are the lines, and $12 the envs of a tenant. What is there is compared as it was before the statement.
 export function statementsOf(table: Table, columns: string[]): Statements {
   const { name } = table;
   const derived = DERIVED[name] ?? {};
   const all = [...columns, ...Object.keys(derived)];
-  const replaced = REPLACED[name];
-  const given = columns
-    .map((column) => `${column === replaced?.column ? replaced.by : `r.${column}`} as ${column}`)
-    .join(', ');
+  // A part of a tenant may go into an env of another name.
+  const ownEnvs = (column: string) => name === 'tenants' && column === 'envs';
+  const given = columns.map((column) => `${ownEnvs(column) ? '$12::text[]' : `r.${column}`} as ${column}`).join(', ');
   const keys = table.key;
   const joined = [
     `t.tenant_id = $1`,
@@ -87,17 +84,6 @@ export function statementsOf(table: Table, columns: string[]): Statements {
   };
 }
 
-/** Columns that are stored as the place of arrival has them, by $12. */
-const REPLACED: Record<string, { column: string; by: string; value: (target: Target) => string[] }> = {
-  tenants: { column: 'envs', by: '$12::text[]', value: ({ envs }) => [...envs.values()] },
-  // A message is found only in a language of its tenant.
-  messages: {
-    column: 'search_language',
-    by: 'case when cardinality($12::text[]) = 0 or r.search_language = any ($12) then r.search_language else ($12::text[])[1] end',
-    value: ({ languages }) => languages,
-  },
-};
-
 const AUDIT = change(`
   with moved as (select 1), ${audited(ACTIONS.import, 'moved', { resource: `'tenants/' || $1`, metadata: '$11::jsonb' })}
   select 1 from moved`);
@@ -121,8 +107,8 @@ export async function take(
 ): Promise<Outcome> {
   const limits = { deadline: Date.now() + CALL_MS };
   const work = async (tx: TenantTx): Promise<Outcome> => {
-    const replaced = REPLACED[batch.table]?.value(target);
-    const values = [`[${batch.lines.join(',')}]`, ...(replaced ? [replaced] : [])];
+    const envs = batch.table === 'tenants' ? [[...target.envs.values()]] : [];
+    const values = [`[${batch.lines.join(',')}]`, ...envs];
     const [row] = await tx.query(how === 'compare' ? statements.compare : statements.store, values);
     const outcome = { ...row!, differing: row!.differing ?? [] };
     if (how === 'store' && outcome.differing.length > 0) throw new Differs(batch, outcome);
@@ -153,9 +139,8 @@ export class Differs extends UserError {
   }
 }
 
-/** Refuses what this database cannot take as it is. */
-export function checkColumns(header: Header, known: Map<string, Table>, here: SchemaState): void {
-  const { schema, tables } = header;
+/** Refuses what rows of another schema may mean otherwise. */
+export function checkSchema({ schema }: Header, here: SchemaState): void {
   if (schema > here.version) {
     throw new UserError(`it was exported at schema ${schema}, which is newer than this one, ${here.version}`);
   }
@@ -163,11 +148,5 @@ export function checkColumns(header: Header, known: Map<string, Table>, here: Sc
     throw new UserError(
       `it was exported at schema ${schema}; this database takes what was exported from ${here.compatibleFrom} on`,
     );
-  }
-  for (const [name, columns] of Object.entries(tables)) {
-    const table = known.get(name);
-    const own = table && columnsOf(table).map((column) => column.name);
-    const missing = columns.filter((column) => !own?.includes(column));
-    if (missing.length > 0) throw new UserError(`it has ${name} (${missing.join(', ')}), which is not known here`);
   }
 }

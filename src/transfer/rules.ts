@@ -17,9 +17,10 @@ export const COLUMNS_LEFT_OUT: Record<string, string[]> = {
   audit_events: ['xid'],
 };
 
-/** Columns that follow from others of the row. */
+/** Columns that follow from others of the row, or that each place moves by itself, and how they are made where rows arrive. */
 export const DERIVED: Record<string, Record<string, string>> = {
   messages: { tsv: 'message_tsv(search_language, content)' },
+  memory_words: { check_time: 'now()' },
 };
 
 /** The actions that an export and an import leave in the audit trail. They tell of a place, and stay in it. */

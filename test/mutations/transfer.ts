@@ -35,14 +35,14 @@ export const TRANSFER: Mutant[] = [
     'src/transfer/export.ts',
     "...[...envs, ...(whole ? [''] : [])].flatMap(",
     "...part(tables.find(({ name }) => name === 'tenants')!, ''), ...[...envs, ...(whole ? [''] : [])].flatMap(",
-    'transfer',
+    'transfer-command',
   ),
   mutant(
     'a page of an export skips a row',
     'src/transfer/export.ts',
     'at = rows.at(-1)!.position;',
     'at = rows.at(-1)!.position.map((key) => (/^\\d+$/.test(key) ? String(Number(key) + 1) : key));',
-    'transfer',
+    'transfer-command',
   ),
   mutant(
     'an import changes a session that is here already',

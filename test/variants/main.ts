@@ -1,7 +1,7 @@
 import { type SpawnOptions, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { access, chmod, chown, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { access, chmod, chown, cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
@@ -9,8 +9,10 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { startPostgres } from '../../src/dev/postgres.ts';
 
-// The tests with something else between them and the data: `postgres15`, the oldest Postgres that the service works with, or
-// `pgbouncer`, in transaction mode. What is not installed is skipped.
+// The tests with something else between them and the data: `postgres15`, the oldest Postgres that the service works with,
+// `pgbouncer`, in transaction mode, or `pgvector`, those of the extension that the Postgres of memoryd comes without:
+// TEST_PGVECTOR names the folder of one for its version, with `lib/postgresql` and `share/postgresql`. What is not installed
+// is skipped.
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -31,6 +33,9 @@ const WITHOUT_SERVICE = {
   'turn-kill': 'it cuts connections by a proxy of its own in the place of the pooler',
 };
 
+/** Test files to which the extension makes a difference. */
+const WITH_VECTOR = ['memories', 'memory-embeddings', 'memory-search', 'migrate', 'rls', 'isolation'];
+
 interface Running {
   env: Record<string, string>;
   stop(): Promise<void>;
@@ -41,6 +46,8 @@ interface Variant {
   /** Where a system keeps it outside of the PATH. */
   folders: string[];
   leftOut: Record<string, string>;
+  /** If not all are run. */
+  only?: string[];
   start(program: string, folder: string): Promise<Running>;
 }
 
@@ -58,6 +65,13 @@ const VARIANTS: Record<string, Variant> = {
     folders: ['/usr/sbin', ...(process.env.PATH ?? '').split(delimiter)],
     leftOut: { ...WITHOUT_POSTGRES, ...WITHOUT_SERVICE },
     start: startPgbouncer,
+  },
+  pgvector: {
+    program: 'vector.so',
+    folders: [join(process.env.TEST_PGVECTOR ?? '', 'lib/postgresql')],
+    leftOut: {},
+    only: WITH_VECTOR,
+    start: startWithVector,
   },
 };
 
@@ -143,6 +157,28 @@ async function startPostgres15(program: string, folder: string): Promise<Running
   return { env: { TEST_POSTGRES_URL: `postgres://memoryd:${password}@127.0.0.1:${port}/postgres` }, stop };
 }
 
+/** The Postgres that comes with memoryd, which takes the extension from a folder that its user can read. */
+async function startWithVector(program: string, folder: string): Promise<Running> {
+  const extension = join(folder, 'pgvector');
+  await cp(join(dirname(program), '../..'), extension, { recursive: true });
+  await output('chmod', ['-R', 'a+rX', extension]);
+  const postgres = await startPostgres({
+    folder: join(folder, 'postgres'),
+    settings: {
+      ...SETTINGS,
+      extension_control_path: `${join(extension, 'share/postgresql')}:$system`,
+      dynamic_library_path: `${join(extension, 'lib/postgresql')}:$libdir`,
+    },
+  });
+  return {
+    env: { TEST_POSTGRES_URL: postgres.url },
+    async stop() {
+      await postgres.stop();
+      await rm(dirname(postgres.data), { recursive: true, force: true });
+    },
+  };
+}
+
 /** PgBouncer before the Postgres that comes with memoryd. Only the service goes through it, as the runtime role. */
 async function startPgbouncer(program: string, folder: string): Promise<Running> {
   const as = await account();
@@ -189,9 +225,13 @@ async function writeSecret(path: string, text: string, { uid, gid }: { uid?: num
   if (uid !== undefined && gid !== undefined) await chown(path, uid, gid);
 }
 
-async function runTests(leftOut: Record<string, string>, env: Record<string, string>): Promise<number> {
-  const ignored = Object.keys(leftOut).flatMap((name) => ['--ignore', `test/${name}.test.ts`]);
-  const child = spawn(process.execPath, ['node_modules/mocha/bin/mocha.js', ...ignored], {
+async function runTests({ leftOut, only }: Variant, env: Record<string, string>): Promise<number> {
+  const files = (names: string[]) => names.map((name) => `test/${name}.test.ts`);
+  // Files that are named come beside those of the configuration, so this is overridden.
+  const which = only
+    ? ['--spec', ...files(only), '--ignore', `test/!(${only.join('|')}).test.ts`]
+    : files(Object.keys(leftOut)).flatMap((file) => ['--ignore', file]);
+  const child = spawn(process.execPath, ['node_modules/mocha/bin/mocha.js', ...which], {
     cwd: ROOT,
     env: { ...process.env, ...env },
     stdio: 'inherit',
@@ -211,13 +251,13 @@ if (!program) {
   await chmod(folder, 0o755);
   const { uid, gid } = await account();
   if (uid !== undefined && gid !== undefined) await chown(folder, uid, gid);
-  console.log(await output(program, ['--version']));
+  if (!program.endsWith('.so')) console.log(await output(program, ['--version']));
   for (const [file, why] of Object.entries(variant.leftOut)) console.log(`left out: ${file}.test.ts, as ${why}`);
   const running = await variant.start(program, folder);
   // Told to end, the tests end first, as they are told as well.
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => {});
   try {
-    process.exitCode = await runTests(variant.leftOut, running.env);
+    process.exitCode = await runTests(variant, running.env);
   } finally {
     await running.stop();
     await rm(folder, { recursive: true, force: true });

@@ -389,7 +389,7 @@ describe('context', () => {
     const put = (key: string, value = 'known', rest: object = {}) =>
       client.project.putMemory({ projectId, key, value, ...rest });
     for (let i = 0; i < 25; i++) await put(`fact ${i}`);
-    await client.project.putMemory({ projectId: 'elsewhere', key: 'fact 0', value: 'of another project' });
+    await client.project.putMemory({ projectId: 'elsewhere', key: 'fact 3', value: 'of another project' });
     await put('gone');
     await put('late');
     const session = await sessionWith({ projectId });

@@ -9,6 +9,7 @@ import { DOCUMENTS } from './documents.ts';
 import { DURABILITY } from './durability.ts';
 import { ISOLATION } from './isolation.ts';
 import { LIVE } from './live.ts';
+import { MEMORIES } from './memories.ts';
 import type { Mutant } from './mutant.ts';
 import { RULES } from './rules.ts';
 import { TRANSFER } from './transfer.ts';
@@ -154,7 +155,7 @@ function show({ mutant, caught, how, ms }: Verdict): void {
 }
 
 const words = process.argv.slice(2);
-const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...DOCUMENTS, ...TRANSFER];
+const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...DOCUMENTS, ...MEMORIES, ...TRANSFER];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));
 const verdicts: Verdict[] = [];

@@ -4,6 +4,7 @@ import { revisionOf } from '../../src/rpc/validate.ts';
 import { allPages, type Clients, runSql } from '../support.ts';
 import { checkDrafts } from './drafts.ts';
 import type { Entry, Ledger } from './ledger.ts';
+import { checkMemories } from './memories.ts';
 import type { Figures } from './scenario.ts';
 
 interface Event {
@@ -53,6 +54,7 @@ export async function checkAftermath(
     const own = ledger.entries.filter((entry) => entry.intent.surfaceId === session.surfaceId);
     checkSession(session, own, events, check);
   }
+  await checkMemories(clients, happened, events, check);
   const bundles = await checkBundles(clients, messages, ledger.entries, happened, check);
   const revisions = await checkDrafts(rows, ledger.entries, happened, check);
   const [{ turns, handoffs }] = await rows(

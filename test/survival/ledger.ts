@@ -26,6 +26,8 @@ export interface Intent {
   state?: Record<string, unknown>;
   /** What it saves, under which token, and the key that it adds to the profile. */
   draft?: { sectionId: string; content: string; token: number; profileKey: string | undefined };
+  /** What it puts. */
+  memory?: { key: string; value: string };
   /** The events that it leaves in the audit log if it happens. */
   events: string[];
 }

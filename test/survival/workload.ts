@@ -1,6 +1,7 @@
 import { MessageRole } from '../../src/gen/memory/v1/message.ts';
 import { draft } from './drafts.ts';
 import type { Worker } from './ledger.ts';
+import { remember } from './memories.ts';
 
 const { HUMAN, ASSISTANT } = MessageRole;
 
@@ -12,7 +13,21 @@ const ownThread = (worker: Worker): string => `own-${worker.n}`;
 
 /** Does one thing after the other, on few threads and sessions that all share, for as long as the worker goes. */
 export async function work(worker: Worker): Promise<void> {
-  const ways = [append, append, appendByClientId, upsert, upsert, edit, edit, turn, turn, forward, draft, look];
+  const ways = [
+    append,
+    append,
+    appendByClientId,
+    upsert,
+    upsert,
+    edit,
+    edit,
+    turn,
+    turn,
+    forward,
+    draft,
+    remember,
+    look,
+  ];
   await append(worker, ownThread(worker));
   while (worker.going()) await worker.random.pick(ways)(worker);
 }

@@ -20,6 +20,7 @@ import { type Job, startJobs } from './jobs/worker.ts';
 import { memoryHandlers } from './memories/service.ts';
 import { forgetWords } from './memories/texts.ts';
 import { countUses } from './memories/uses.ts';
+import { mergeAccess, mergeHandlers } from './profiles/merge-service.ts';
 import { readAll, readSoon } from './profiles/readers.ts';
 import { profileHandlers } from './profiles/service.ts';
 import { projectHandlers } from './projects/service.ts';
@@ -88,7 +89,13 @@ export const features: Features = {
         turnAccess,
       ),
       implement(kernel, ProjectMemoryServiceService, ProjectMemoryServiceDefinition, memoryHandlers(uses)),
-      implement(kernel, ProfileServiceService, ProfileServiceDefinition, profileHandlers),
+      implement(
+        kernel,
+        ProfileServiceService,
+        ProfileServiceDefinition,
+        { ...profileHandlers, ...mergeHandlers },
+        { ...mergeAccess },
+      ),
       implement(kernel, ArtifactServiceService, ArtifactServiceDefinition, {
         ...projectHandlers,
         ...inputHandlers,

@@ -7,6 +7,7 @@ import { deleted, etagMismatch, invalid, notFound } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
 import { type Change, type Entry, overLimit, textOf } from './accumulate.ts';
 import { emailKey } from './contact.ts';
+import { noteEmail } from './email-matches.ts';
 
 const KEPT_CHANGES = 200;
 
@@ -91,10 +92,15 @@ const save = (action: string) =>
   change<SavedRow>(`
   with saved as (
     update profiles p
-    set entries = $11::jsonb, email_key = $14, revision = p.revision + 1,
+    set entries = $11::jsonb, email_key = $14, merge_id = null, revision = p.revision + 1,
       update_time = greatest(p.update_time, clock_timestamp())
     where p.tenant_id = $1 and p.env = $2 and p.user_id = $3
     returning p.entries, p.create_time, p.update_time, p.revision
+  ), unmerged as (
+    update profile_merges m set from_entries = null, into_entries = null
+    from profiles p
+    where p.tenant_id = $1 and p.env = $2 and p.user_id = $3 and m.tenant_id = $1 and m.env = $2 and m.id = p.merge_id
+    returning 1
   ), changes as (
     insert into profile_changes (tenant_id, env, user_id, revision, place, field, item, kind, previous, current, source, previous_source, change_time)
     select $1, $2, $3, saved.revision, e.ord, e.c ->> 'field', case when e.c -> 'current' = 'null' and ${LISTED("e.c ->> 'field'")} then '' else e.c ->> 'item' end, (e.c ->> 'kind')::smallint,
@@ -165,14 +171,18 @@ export async function saveProfile(
   if (over) throw invalid([{ ...over, field: `profile.${over.field}` }]);
   if (changes.length === 0) return tx.final(NOTHING, [sessionId || null]);
   const removed = changes.filter(({ kind }) => kind === ProfileValueChange_Kind.REMOVED);
+  const email = emailKey(textOf(entries, 'email') ?? '');
   const values = [
     json(entries),
     json(changes),
     json(removed.map(({ field, item }) => ({ field, item }))),
-    emailKey(textOf(entries, 'email') ?? ''),
+    email,
     sessionId || null,
   ];
-  return tx.final(by === 'extraction' ? EXTRACT : UPDATE, values);
+  const statement = by === 'extraction' ? EXTRACT : UPDATE;
+  if (!email || !changes.some(({ field }) => field === 'email')) return tx.final(statement, values);
+  const [saved] = await together([tx.query(statement, values), noteEmail(tx, email)]);
+  return saved;
 }
 
 const LIST = pointRead<{ change: ChangedRow; revision: number; place: number; byteSize: number }>(`

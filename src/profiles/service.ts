@@ -7,7 +7,9 @@ import { accumulate } from './accumulate.ts';
 import { changeFrom, checkUpdate, profileFromRow, wantedOf } from './fields.ts';
 import { getProfile, listChanges, lockProfile, requireEtag, saveProfile, sourceTime } from './repository.ts';
 
-export const profileHandlers: Handlers<typeof ProfileServiceService> = {
+type ProfileMethods = 'getProfile' | 'updateProfile' | 'listProfileChanges';
+
+export const profileHandlers: Pick<Handlers<typeof ProfileServiceService>, ProfileMethods> = {
   async getProfile(request, call) {
     const check = new Check();
     check.optionalUuid('session_id', request.sessionId);

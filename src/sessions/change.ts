@@ -2,6 +2,7 @@ import { v7 as uuidv7 } from 'uuid';
 import type { UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
 import { PinnedRef_Kind, type Session, type SummaryRef } from '../gen/memory/v1/session.ts';
 import { TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+import { emailKey, isEmail } from '../profiles/contact.ts';
 import type { Violation } from '../rpc/errors.ts';
 import type { Check } from '../rpc/validate.ts';
 import { type PiiFinding, redactPii, scanPii } from './pii.ts';
@@ -47,7 +48,7 @@ export function checkUpsert(check: Check, request: UpsertSessionRequest): void {
 
 function checkFields(check: Check, session: Session): void {
   for (const [column, [name, max]] of Object.entries(TEXTS)) check.text(`session.${column}`, session[name], max);
-  if (session.email) check.that(/^[^\s@]+@[^\s@]+$/.test(session.email), 'session.email', 'not an e-mail address');
+  if (session.email) check.that(isEmail(session.email), 'session.email', 'not an e-mail address');
   for (const name of STRUCTS) check.struct(`session.${name}`, session[name]);
   if (check.count('session.pinned_refs', session.pinnedRefs, 200)) {
     session.pinnedRefs.forEach((ref, i) => {
@@ -84,6 +85,7 @@ export function changeOf(request: UpsertSessionRequest): SessionChange {
     if (mask ? mask.has(column) : present) change[column] = present ? value : empty;
   };
   for (const [column, [name]] of Object.entries(TEXTS)) put(column, session[name], '', session[name] !== undefined);
+  if (change.email !== undefined) change.email_key = emailKey(change.email as string);
   for (const name of FLAGS) put(name, session[name], false, session[name] !== undefined);
   for (const name of STRUCTS) put(name, session[name], {}, session[name] !== undefined);
   for (const [column, name] of Object.entries(REFS)) {

@@ -235,7 +235,7 @@ const LOCK = query<{ id: string }>(`
 const DELETE = change<{ id: string; threadDeleted: boolean }>(`
   with gone as (
     update sessions s
-    set delete_time = c.at, end_time = null, expire_time = null, sliding_ttl = null, title = '', email = '', preferences = '{}',
+    set delete_time = c.at, end_time = null, expire_time = null, sliding_ttl = null, title = '', email = '', email_key = '', preferences = '{}',
       pinned_refs = '[]', summary_refs = '[]', state = '{}', metadata = '{}', metrics = '{}', workspace_path = '', revision = s.revision + 1
     from (select clock_timestamp() as at) c
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.delete_time is null

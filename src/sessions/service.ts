@@ -32,7 +32,7 @@ import {
   sessionFromRow,
   whyNotSaved,
 } from './repository.ts';
-import { type Upsert, upsertSession } from './upsert.ts';
+import { namesEmail, saveSession, type Upsert, upsertSession } from './upsert.ts';
 
 export interface SessionDeps {
   keyring: Keyring;
@@ -84,11 +84,14 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         key,
         revokeKeys: request.revokeSessionKeys,
       };
-      const [row] = await owner.changeAmongOthers(request, rowOf(owner, upsert), async (tx) => {
-        const saved = await upsertSession(tx, upsert);
-        if (saved.length === 0) throw await whyNotSaved(owner.db, upsert);
-        return saved;
-      });
+      const saved = async (saving: Promise<SavedRow[]>) => {
+        const rows = await saving;
+        if (rows.length === 0) throw await whyNotSaved(owner.db, upsert);
+        return rows;
+      };
+      const [row] = namesEmail(upsert)
+        ? await owner.change(request, (tx) => saved(saveSession(tx, upsert)))
+        : await owner.changeAmongOthers(request, rowOf(owner, upsert), (tx) => saved(upsertSession(tx, upsert)));
       call.about.sessionId = row!.id;
       if (row!.created) call.count('created', 'sessions', 1);
       return {

@@ -2,10 +2,12 @@ import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
 import { change, json } from '../db/statement.ts';
 
-import type { FinalTx } from '../db/transaction.ts';
+import { type FinalTx, type TenantTx, together } from '../db/transaction.ts';
+import { noteEmail } from '../profiles/email-matches.ts';
 import { STUBBED } from '../projects/stub.ts';
 
 import type { SessionChange } from './change.ts';
+import { MINTED } from './owner.ts';
 import { COLUMNS_OF_S, LAST_SEQ, LIVE, type SavedRow } from './repository.ts';
 
 // The function is called only for refs that change: it takes 20 µs to do nothing.
@@ -26,6 +28,7 @@ const changed = (at: string) => `
       workspace_path = coalesce($16 ->> 'workspace_path', s.workspace_path),
       process_id = coalesce($16 ->> 'process_id', s.process_id),
       email = coalesce($16 ->> 'email', s.email),
+      email_key = coalesce($16 ->> 'email_key', s.email_key),
       anonymous = s.anonymous and coalesce($16 ->> 'email', s.email) = '',
       pinned = coalesce(($16 ->> 'pinned')::boolean, s.pinned),
       archived = coalesce(($16 ->> 'archived')::boolean, s.archived),
@@ -62,6 +65,11 @@ const AUDIT = audited('sessions.upsert', 'saved', {
   metadata: `jsonb_build_object('created', created, 'revision', revision)`,
 });
 
+// A further session of a user whom the service minted, and of whom it still knows no e-mail address.
+const UNKNOWN = `case when starts_with($3, '${MINTED}') then exists (
+        select from tenant_members m where m.tenant_id = $1 and m.env = $2 and m.user_id = $3 and m.anonymous)
+        and not exists (select from profiles p where p.tenant_id = $1 and p.env = $2 and p.user_id = $3 and p.email_key <> '') else false end`;
+
 // `key`: a thread that the service named counts as left out, so that a caller may send back what it got.
 // A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it. A new session
 // writes the row of a thread that is there, deleted or not: so it waits for a delete under way, and sees what that did.
@@ -81,13 +89,13 @@ const UPSERT_BY_KEY = change<SavedRow>(`
     returning 1
   ), saved as (
     insert into sessions as s (tenant_id, env, id, user_id, surface_id, project_id, key_thread_id, thread_id, title, preferences,
-      pinned_refs, summary_refs, state, metadata, metrics, tool_id, workspace_path, process_id, email, anonymous, pinned, archived,
+      pinned_refs, summary_refs, state, metadata, metrics, tool_id, workspace_path, process_id, email, email_key, anonymous, pinned, archived,
       create_time, update_time, last_activity_time, expire_time, sliding_ttl)
     select $1, $2, $11::uuid, $3, $12, $13, (select thread from key), $15, coalesce($16::jsonb ->> 'title', ''), merge_struct('{}', $16, 'preferences'),
       ${refs(`'[]'`, 'pinned_refs', 'pin_time', 'c.at')}, ${refs(`'[]'`, 'summary_refs', 'create_time', 'c.at')},
       merge_struct(coalesce($29::jsonb, '{}'), $16, 'state'), merge_struct('{}', $16, 'metadata'), merge_struct('{}', $16, 'metrics'),
       coalesce($16 ->> 'tool_id', ''), coalesce($16 ->> 'workspace_path', ''), coalesce($16 ->> 'process_id', ''),
-      coalesce($16 ->> 'email', ''), $27::boolean and coalesce($16 ->> 'email', '') = '',
+      coalesce($16 ->> 'email', ''), coalesce($16 ->> 'email_key', ''), ($27::boolean or ${UNKNOWN}) and coalesce($16 ->> 'email', '') = '',
       coalesce(($16 ->> 'pinned')::boolean, false), coalesce(($16 ->> 'archived')::boolean, false), c.at, c.at, c.at,
       case when $20::boolean then null else coalesce($17::timestamptz, c.at + make_interval(secs => $18::float8)) end,
       case when $19::boolean then make_interval(secs => $18) end
@@ -179,4 +187,15 @@ export async function upsertSession(tx: FinalTx, upsert: Upsert): Promise<SavedR
   ];
   if (id) return tx.final(UPDATE_BY_ID, values);
   return tx.final(UPSERT_BY_KEY, [...values, json(recovered?.state), recovered?.sessionId]);
+}
+
+/** Whether the session gets an e-mail address, so that others who have it are looked for. */
+export const namesEmail = ({ change: { email_key: key } }: Upsert): boolean => Boolean(key);
+
+/** The same, with an e-mail address or without. */
+export async function saveSession(tx: TenantTx, upsert: Upsert): Promise<SavedRow[]> {
+  if (!namesEmail(upsert)) return upsertSession(tx, upsert);
+  const saving = upsertSession({ scope: tx.scope, final: tx.query }, upsert);
+  const [saved] = await together([saving, noteEmail(tx, upsert.change.email_key as string)]);
+  return saved;
 }

@@ -3,6 +3,7 @@ import { query } from '../db/statement.ts';
 import { type TenantDb, transaction } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ExpiryStats } from '../gen/memory/v1/admin_service.ts';
+import { UNMATCHED } from '../profiles/email-matches.ts';
 import { everyPlace } from './places.ts';
 
 const BATCH = 1000;
@@ -12,6 +13,8 @@ const SESSION_BATCH = 100;
 /** How long acknowledged hand-offs, and the tombstones of what was deleted, are kept. */
 const ACKED_DAYS = 7;
 const TOMBSTONE_DAYS = 30;
+/** How long a merge of profiles can be undone: as long as what they held before is kept. */
+const UNDO_DAYS = 30;
 
 /** A few of the threads that were deleted or cleared. */
 const OF_DROPPED =
@@ -20,9 +23,11 @@ const OF_DROPPED =
 /** Each kind of thing that goes by itself: its table, and which of its rows are due. */
 const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
   { kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' },
+  { kind: 'email_matches', table: 'email_matches', due: UNMATCHED },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },
   { kind: 'memories', table: 'memories', due: 'expire_time <= now() and delete_time is null' },
   { kind: 'messages', table: 'messages', due: OF_DROPPED },
+  { kind: 'merges', table: 'profile_merges', due: `create_time <= now() - interval '${UNDO_DAYS} days'` },
   { kind: 'requests', table: 'requests', due: `create_time <= now() - interval '24 hours'` },
   { kind: 'session_keys', table: 'session_keys', due: 'expire_time <= now()' },
   {

@@ -89,6 +89,8 @@ export const OF_NO_PROJECT: Record<string, string> = {
   tenant_members: 'who may come in',
   profiles: 'what a person said of themselves',
   profile_changes: 'how that came to be',
+  profile_merges: 'which of them became one',
+  email_matches: 'who may be the same person',
 };
 
 /** How rows of a table belong to a project, or undefined if nothing tells. */

@@ -19,7 +19,7 @@ import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
 import { applyPiiPolicy, changeOf, checkSummaries, checkUpsert } from '../sessions/change.ts';
 import { ownerOf } from '../sessions/owner.ts';
 import { type SavedRow, sessionFromRow, whyNotSaved } from '../sessions/repository.ts';
-import { type Upsert, upsertSession } from '../sessions/upsert.ts';
+import { saveSession, type Upsert } from '../sessions/upsert.ts';
 import { appendedMessage, checkAppended } from '../threads/message.ts';
 import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
@@ -165,7 +165,7 @@ const countOf = (ids: string[]) => new Set(ids.map((id) => id.toLowerCase())).si
 const sizeOf = (session: Session) => Session.encode(session).finish().length;
 
 async function save(tx: TenantTx, upsert: Upsert): Promise<SavedRow> {
-  const [saved] = await upsertSession(tx.step, upsert);
+  const [saved] = await saveSession(tx.step, upsert);
   if (!saved) throw await whyNotSaved(tx.step, upsert);
   return saved;
 }

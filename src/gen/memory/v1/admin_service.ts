@@ -138,8 +138,8 @@ export interface GetExpiryStatsResponse {
 /** What has expired of one kind. */
 export interface ExpiryStats {
   /**
-   * Output only. The kind: `bundles`, `handoffs`, `messages` (of deleted threads), `requests`, `session_keys`,
-   * `sessions`, `tombstones`.
+   * Output only. The kind: `bundles`, `email_matches` (that are none any more), `handoffs`, `memories`, `merges`, `messages` (of deleted
+   * threads), `requests`, `session_keys`, `sessions`, `tombstones`.
    */
   kind: string;
   /** Output only. How many were removed so far. */

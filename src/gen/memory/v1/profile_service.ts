@@ -19,7 +19,8 @@ import {
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
 import { FieldMask } from "../../google/protobuf/field_mask.ts";
-import { Profile, ProfileValueChange } from "./profile.ts";
+import { Timestamp } from "../../google/protobuf/timestamp.ts";
+import { Profile, ProfileValueChange, ProfileValueChange_Kind } from "./profile.ts";
 
 export const protobufPackage = "memory.v1";
 
@@ -89,6 +90,94 @@ export interface ListProfileChangesResponse {
   changes: ProfileValueChange[];
   /** Where the next page begins. Empty on the last one. */
   nextPageToken: string;
+}
+
+/** The request of ListEmailMatches. */
+export interface ListEmailMatchesRequest {
+  /** Optional. Only addresses that this user has, at most 128 characters. */
+  userId: string;
+  /** Optional. At most this many, 50 if 0, at most 500. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before, with the same other fields. */
+  pageToken: string;
+}
+
+/** The response of ListEmailMatches. */
+export interface ListEmailMatchesResponse {
+  /** The matches. */
+  matches: EmailMatch[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** An e-mail address that several users have. */
+export interface EmailMatch {
+  /** Output only. The match's id, a UUIDv7. */
+  id: string;
+  /** Output only. The address as it is compared: in small letters, the domain in Punycode. */
+  email: string;
+  /** Output only. Who has it now, by user id, at most 100. */
+  holders: EmailHolder[];
+  /** Output only. When it was first seen with a second user. */
+  detectTime: Timestamp | undefined;
+}
+
+/** A user who has an e-mail address. */
+export interface EmailHolder {
+  /** Output only. The user. */
+  userId: string;
+  /** Output only. Whether it is in the user's profile. */
+  inProfile: boolean;
+  /** Output only. The sessions that have it, newest first, at most 10. */
+  sessionIds: string[];
+  /** Output only. How many sessions have it. */
+  sessionCount: number;
+}
+
+/** The request of MergeProfiles. */
+export interface MergeProfilesRequest {
+  /** Required. The user whose profile goes, 1 to 128 characters. */
+  fromUserId: string;
+  /** Required. The user whose profile takes it up, 1 to 128 characters. Another one. */
+  intoUserId: string;
+  /** Optional. Only tells what would happen, and changes nothing. */
+  validateOnly: boolean;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of MergeProfiles. */
+export interface MergeProfilesResponse {
+  /** The merge's id, a UUIDv7. Empty if nothing was merged. */
+  mergeId: string;
+  /** What happens to the profile that takes up the other. */
+  effects: MergeEffect[];
+}
+
+/** What a merge does to a field. */
+export interface MergeEffect {
+  /** Output only. The field, as `name`, `address.city`, `products` or `preferences`. */
+  field: string;
+  /** Output only. What happens to it: ADDED, or KEPT where both profiles have a value. */
+  kind: ProfileValueChange_Kind;
+  /** Output only. To how many of its values. */
+  count: number;
+}
+
+/** The request of UndoMergeProfiles. */
+export interface UndoMergeProfilesRequest {
+  /** Required. The merge, a UUID. */
+  mergeId: string;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of UndoMergeProfiles. */
+export interface UndoMergeProfilesResponse {
+  /** The user whose profile is back. */
+  fromUserId: string;
+  /** The user whose profile is without it again. */
+  intoUserId: string;
 }
 
 function createBaseGetProfileRequest(): GetProfileRequest {
@@ -555,6 +644,707 @@ export const ListProfileChangesResponse: MessageFns<ListProfileChangesResponse> 
   },
 };
 
+function createBaseListEmailMatchesRequest(): ListEmailMatchesRequest {
+  return { userId: "", pageSize: 0, pageToken: "" };
+}
+
+export const ListEmailMatchesRequest: MessageFns<ListEmailMatchesRequest> = {
+  encode(message: ListEmailMatchesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.userId !== "") {
+      writer.uint32(10).string(message.userId);
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(16).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(26).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListEmailMatchesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListEmailMatchesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.userId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListEmailMatchesRequest>, I>>(base?: I): ListEmailMatchesRequest {
+    return ListEmailMatchesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListEmailMatchesRequest>, I>>(object: I): ListEmailMatchesRequest {
+    const message = createBaseListEmailMatchesRequest();
+    message.userId = object.userId ?? "";
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListEmailMatchesResponse(): ListEmailMatchesResponse {
+  return { matches: [], nextPageToken: "" };
+}
+
+export const ListEmailMatchesResponse: MessageFns<ListEmailMatchesResponse> = {
+  encode(message: ListEmailMatchesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.matches) {
+      EmailMatch.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListEmailMatchesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListEmailMatchesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.matches.push(EmailMatch.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListEmailMatchesResponse>, I>>(base?: I): ListEmailMatchesResponse {
+    return ListEmailMatchesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListEmailMatchesResponse>, I>>(object: I): ListEmailMatchesResponse {
+    const message = createBaseListEmailMatchesResponse();
+    message.matches = object.matches?.map((e) => EmailMatch.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseEmailMatch(): EmailMatch {
+  return { id: "", email: "", holders: [], detectTime: undefined };
+}
+
+export const EmailMatch: MessageFns<EmailMatch> = {
+  encode(message: EmailMatch, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.id !== "") {
+      writer.uint32(10).string(message.id);
+    }
+    if (message.email !== "") {
+      writer.uint32(18).string(message.email);
+    }
+    for (const v of message.holders) {
+      EmailHolder.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.detectTime !== undefined) {
+      Timestamp.encode(message.detectTime, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EmailMatch {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEmailMatch();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.id = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.email = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.holders.push(EmailHolder.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.detectTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<EmailMatch>, I>>(base?: I): EmailMatch {
+    return EmailMatch.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<EmailMatch>, I>>(object: I): EmailMatch {
+    const message = createBaseEmailMatch();
+    message.id = object.id ?? "";
+    message.email = object.email ?? "";
+    message.holders = object.holders?.map((e) => EmailHolder.fromPartial(e)) || [];
+    message.detectTime = (object.detectTime !== undefined && object.detectTime !== null)
+      ? Timestamp.fromPartial(object.detectTime)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseEmailHolder(): EmailHolder {
+  return { userId: "", inProfile: false, sessionIds: [], sessionCount: 0 };
+}
+
+export const EmailHolder: MessageFns<EmailHolder> = {
+  encode(message: EmailHolder, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.userId !== "") {
+      writer.uint32(10).string(message.userId);
+    }
+    if (message.inProfile !== false) {
+      writer.uint32(16).bool(message.inProfile);
+    }
+    for (const v of message.sessionIds) {
+      writer.uint32(26).string(v!);
+    }
+    if (message.sessionCount !== 0) {
+      writer.uint32(32).int64(message.sessionCount);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EmailHolder {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEmailHolder();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.userId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.inProfile = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.sessionIds.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.sessionCount = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<EmailHolder>, I>>(base?: I): EmailHolder {
+    return EmailHolder.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<EmailHolder>, I>>(object: I): EmailHolder {
+    const message = createBaseEmailHolder();
+    message.userId = object.userId ?? "";
+    message.inProfile = object.inProfile ?? false;
+    message.sessionIds = object.sessionIds?.map((e) => e) || [];
+    message.sessionCount = object.sessionCount ?? 0;
+    return message;
+  },
+};
+
+function createBaseMergeProfilesRequest(): MergeProfilesRequest {
+  return { fromUserId: "", intoUserId: "", validateOnly: false, requestId: "" };
+}
+
+export const MergeProfilesRequest: MessageFns<MergeProfilesRequest> = {
+  encode(message: MergeProfilesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.fromUserId !== "") {
+      writer.uint32(10).string(message.fromUserId);
+    }
+    if (message.intoUserId !== "") {
+      writer.uint32(18).string(message.intoUserId);
+    }
+    if (message.validateOnly !== false) {
+      writer.uint32(24).bool(message.validateOnly);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MergeProfilesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMergeProfilesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.fromUserId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.intoUserId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.validateOnly = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<MergeProfilesRequest>, I>>(base?: I): MergeProfilesRequest {
+    return MergeProfilesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<MergeProfilesRequest>, I>>(object: I): MergeProfilesRequest {
+    const message = createBaseMergeProfilesRequest();
+    message.fromUserId = object.fromUserId ?? "";
+    message.intoUserId = object.intoUserId ?? "";
+    message.validateOnly = object.validateOnly ?? false;
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseMergeProfilesResponse(): MergeProfilesResponse {
+  return { mergeId: "", effects: [] };
+}
+
+export const MergeProfilesResponse: MessageFns<MergeProfilesResponse> = {
+  encode(message: MergeProfilesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.mergeId !== "") {
+      writer.uint32(10).string(message.mergeId);
+    }
+    for (const v of message.effects) {
+      MergeEffect.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MergeProfilesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMergeProfilesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.mergeId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.effects.push(MergeEffect.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<MergeProfilesResponse>, I>>(base?: I): MergeProfilesResponse {
+    return MergeProfilesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<MergeProfilesResponse>, I>>(object: I): MergeProfilesResponse {
+    const message = createBaseMergeProfilesResponse();
+    message.mergeId = object.mergeId ?? "";
+    message.effects = object.effects?.map((e) => MergeEffect.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseMergeEffect(): MergeEffect {
+  return { field: "", kind: 0, count: 0 };
+}
+
+export const MergeEffect: MessageFns<MergeEffect> = {
+  encode(message: MergeEffect, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.field !== "") {
+      writer.uint32(10).string(message.field);
+    }
+    if (message.kind !== 0) {
+      writer.uint32(16).int32(message.kind);
+    }
+    if (message.count !== 0) {
+      writer.uint32(24).int32(message.count);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MergeEffect {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMergeEffect();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.field = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.kind = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.count = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<MergeEffect>, I>>(base?: I): MergeEffect {
+    return MergeEffect.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<MergeEffect>, I>>(object: I): MergeEffect {
+    const message = createBaseMergeEffect();
+    message.field = object.field ?? "";
+    message.kind = object.kind ?? 0;
+    message.count = object.count ?? 0;
+    return message;
+  },
+};
+
+function createBaseUndoMergeProfilesRequest(): UndoMergeProfilesRequest {
+  return { mergeId: "", requestId: "" };
+}
+
+export const UndoMergeProfilesRequest: MessageFns<UndoMergeProfilesRequest> = {
+  encode(message: UndoMergeProfilesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.mergeId !== "") {
+      writer.uint32(10).string(message.mergeId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UndoMergeProfilesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUndoMergeProfilesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.mergeId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<UndoMergeProfilesRequest>, I>>(base?: I): UndoMergeProfilesRequest {
+    return UndoMergeProfilesRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<UndoMergeProfilesRequest>, I>>(object: I): UndoMergeProfilesRequest {
+    const message = createBaseUndoMergeProfilesRequest();
+    message.mergeId = object.mergeId ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseUndoMergeProfilesResponse(): UndoMergeProfilesResponse {
+  return { fromUserId: "", intoUserId: "" };
+}
+
+export const UndoMergeProfilesResponse: MessageFns<UndoMergeProfilesResponse> = {
+  encode(message: UndoMergeProfilesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.fromUserId !== "") {
+      writer.uint32(10).string(message.fromUserId);
+    }
+    if (message.intoUserId !== "") {
+      writer.uint32(18).string(message.intoUserId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UndoMergeProfilesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUndoMergeProfilesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.fromUserId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.intoUserId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<UndoMergeProfilesResponse>, I>>(base?: I): UndoMergeProfilesResponse {
+    return UndoMergeProfilesResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<UndoMergeProfilesResponse>, I>>(object: I): UndoMergeProfilesResponse {
+    const message = createBaseUndoMergeProfilesResponse();
+    message.fromUserId = object.fromUserId ?? "";
+    message.intoUserId = object.intoUserId ?? "";
+    return message;
+  },
+};
+
 /**
  * Keeps what is known of people.
  *
@@ -599,6 +1389,44 @@ export const ProfileServiceDefinition = {
       requestType: ListProfileChangesRequest as typeof ListProfileChangesRequest,
       requestStream: false,
       responseType: ListProfileChangesResponse as typeof ListProfileChangesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Lists e-mail addresses that more than one user of the tenant and env has, in the profile or in a session, those seen last
+     * first. Needs an admin: `PERMISSION_DENIED` to members, who learn nothing of each other. Nothing is merged by itself.
+     */
+    listEmailMatches: {
+      name: "ListEmailMatches",
+      requestType: ListEmailMatchesRequest as typeof ListEmailMatchesRequest,
+      requestStream: false,
+      responseType: ListEmailMatchesResponse as typeof ListEmailMatchesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
+     * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
+     * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
+     * neither a member nor has a profile.
+     */
+    mergeProfiles: {
+      name: "MergeProfiles",
+      requestType: MergeProfilesRequest as typeof MergeProfilesRequest,
+      requestStream: false,
+      responseType: MergeProfilesResponse as typeof MergeProfilesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Undoes a merge: both profiles are as they were before. Needs an admin. `ABORTED` (`PROFILE_CHANGED`) if one of them has
+     * changed since; `FAILED_PRECONDITION` (`MERGE_UNDONE`) if it was undone before; `NOT_FOUND` after 30 days.
+     */
+    undoMergeProfiles: {
+      name: "UndoMergeProfiles",
+      requestType: UndoMergeProfilesRequest as typeof UndoMergeProfilesRequest,
+      requestStream: false,
+      responseType: UndoMergeProfilesResponse as typeof UndoMergeProfilesResponse,
       responseStream: false,
       options: {},
     },
@@ -655,6 +1483,52 @@ export const ProfileServiceService = {
       Buffer.from(ListProfileChangesResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListProfileChangesResponse => ListProfileChangesResponse.decode(value),
   },
+  /**
+   * Lists e-mail addresses that more than one user of the tenant and env has, in the profile or in a session, those seen last
+   * first. Needs an admin: `PERMISSION_DENIED` to members, who learn nothing of each other. Nothing is merged by itself.
+   */
+  listEmailMatches: {
+    path: "/memory.v1.ProfileService/ListEmailMatches" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListEmailMatchesRequest): Buffer =>
+      Buffer.from(ListEmailMatchesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListEmailMatchesRequest => ListEmailMatchesRequest.decode(value),
+    responseSerialize: (value: ListEmailMatchesResponse): Buffer =>
+      Buffer.from(ListEmailMatchesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListEmailMatchesResponse => ListEmailMatchesResponse.decode(value),
+  },
+  /**
+   * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
+   * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
+   * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
+   * neither a member nor has a profile.
+   */
+  mergeProfiles: {
+    path: "/memory.v1.ProfileService/MergeProfiles" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: MergeProfilesRequest): Buffer => Buffer.from(MergeProfilesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): MergeProfilesRequest => MergeProfilesRequest.decode(value),
+    responseSerialize: (value: MergeProfilesResponse): Buffer =>
+      Buffer.from(MergeProfilesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): MergeProfilesResponse => MergeProfilesResponse.decode(value),
+  },
+  /**
+   * Undoes a merge: both profiles are as they were before. Needs an admin. `ABORTED` (`PROFILE_CHANGED`) if one of them has
+   * changed since; `FAILED_PRECONDITION` (`MERGE_UNDONE`) if it was undone before; `NOT_FOUND` after 30 days.
+   */
+  undoMergeProfiles: {
+    path: "/memory.v1.ProfileService/UndoMergeProfiles" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: UndoMergeProfilesRequest): Buffer =>
+      Buffer.from(UndoMergeProfilesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): UndoMergeProfilesRequest => UndoMergeProfilesRequest.decode(value),
+    responseSerialize: (value: UndoMergeProfilesResponse): Buffer =>
+      Buffer.from(UndoMergeProfilesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): UndoMergeProfilesResponse => UndoMergeProfilesResponse.decode(value),
+  },
 } as const;
 
 export interface ProfileServiceServer extends UntypedServiceImplementation {
@@ -673,6 +1547,23 @@ export interface ProfileServiceServer extends UntypedServiceImplementation {
   updateProfile: handleUnaryCall<UpdateProfileRequest, UpdateProfileResponse>;
   /** Lists the changes of the profile, newest first. The newest 200 are kept. */
   listProfileChanges: handleUnaryCall<ListProfileChangesRequest, ListProfileChangesResponse>;
+  /**
+   * Lists e-mail addresses that more than one user of the tenant and env has, in the profile or in a session, those seen last
+   * first. Needs an admin: `PERMISSION_DENIED` to members, who learn nothing of each other. Nothing is merged by itself.
+   */
+  listEmailMatches: handleUnaryCall<ListEmailMatchesRequest, ListEmailMatchesResponse>;
+  /**
+   * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
+   * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
+   * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
+   * neither a member nor has a profile.
+   */
+  mergeProfiles: handleUnaryCall<MergeProfilesRequest, MergeProfilesResponse>;
+  /**
+   * Undoes a merge: both profiles are as they were before. Needs an admin. `ABORTED` (`PROFILE_CHANGED`) if one of them has
+   * changed since; `FAILED_PRECONDITION` (`MERGE_UNDONE`) if it was undone before; `NOT_FOUND` after 30 days.
+   */
+  undoMergeProfiles: handleUnaryCall<UndoMergeProfilesRequest, UndoMergeProfilesResponse>;
 }
 
 export interface ProfileServiceClient extends Client {
@@ -732,6 +1623,65 @@ export interface ProfileServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListProfileChangesResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Lists e-mail addresses that more than one user of the tenant and env has, in the profile or in a session, those seen last
+   * first. Needs an admin: `PERMISSION_DENIED` to members, who learn nothing of each other. Nothing is merged by itself.
+   */
+  listEmailMatches(
+    request: ListEmailMatchesRequest,
+    callback: (error: ServiceError | null, response: ListEmailMatchesResponse) => void,
+  ): ClientUnaryCall;
+  listEmailMatches(
+    request: ListEmailMatchesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListEmailMatchesResponse) => void,
+  ): ClientUnaryCall;
+  listEmailMatches(
+    request: ListEmailMatchesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListEmailMatchesResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
+   * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
+   * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
+   * neither a member nor has a profile.
+   */
+  mergeProfiles(
+    request: MergeProfilesRequest,
+    callback: (error: ServiceError | null, response: MergeProfilesResponse) => void,
+  ): ClientUnaryCall;
+  mergeProfiles(
+    request: MergeProfilesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: MergeProfilesResponse) => void,
+  ): ClientUnaryCall;
+  mergeProfiles(
+    request: MergeProfilesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: MergeProfilesResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Undoes a merge: both profiles are as they were before. Needs an admin. `ABORTED` (`PROFILE_CHANGED`) if one of them has
+   * changed since; `FAILED_PRECONDITION` (`MERGE_UNDONE`) if it was undone before; `NOT_FOUND` after 30 days.
+   */
+  undoMergeProfiles(
+    request: UndoMergeProfilesRequest,
+    callback: (error: ServiceError | null, response: UndoMergeProfilesResponse) => void,
+  ): ClientUnaryCall;
+  undoMergeProfiles(
+    request: UndoMergeProfilesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: UndoMergeProfilesResponse) => void,
+  ): ClientUnaryCall;
+  undoMergeProfiles(
+    request: UndoMergeProfilesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: UndoMergeProfilesResponse) => void,
   ): ClientUnaryCall;
 }
 

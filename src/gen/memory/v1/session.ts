@@ -74,7 +74,10 @@ export interface Session {
   email?:
     | string
     | undefined;
-  /** Output only. True if the user was minted by the service and no e-mail address is known yet. */
+  /**
+   * Output only. True if the user was minted by the service and no e-mail address is known yet: neither the session's
+   * own nor that of the user's profile. One that was known once stays known.
+   */
   anonymous: boolean;
   /** Optional. Whether people want it on top. */
   pinned?:

@@ -204,6 +204,15 @@ describe('audit', () => {
     }));
     const snapshotId = committed.artifact!.snapshot!.id;
     await change(client.artifact.retrySnapshot, { snapshotId }, artifact('snapshots.retry', `snapshots/${snapshotId}`));
+    const pair = { fromUserId: 'user', intoUserId: 'other' };
+    const { mergeId } = await change(
+      client.profile.mergeProfiles,
+      pair,
+      (r) => ({ action: 'profiles.merge', actor: 'admin', userId: 'admin', resource: `merges/${r.mergeId}` }),
+      as('admin'),
+    );
+    const unmerged = { action: 'profiles.unmerge', actor: 'admin', userId: 'admin', resource: `merges/${mergeId}` };
+    await change(client.profile.undoMergeProfiles, { mergeId }, () => unmerged, as('admin'));
     const byAdmin = (action: string) => () => ({ action, actor: 'admin', userId: 'admin', resource: 'members/new' });
     const member = { member: { userId: 'new', role: Member_Role.MEMBER } };
     await change(admin.putMember, member, byAdmin('members.put'), as('admin'));

@@ -17,7 +17,18 @@ import {
   until,
 } from './support.ts';
 
-const KINDS = ['bundles', 'handoffs', 'memories', 'messages', 'requests', 'session_keys', 'sessions', 'tombstones'];
+const KINDS = [
+  'bundles',
+  'email_matches',
+  'handoffs',
+  'memories',
+  'merges',
+  'messages',
+  'requests',
+  'session_keys',
+  'sessions',
+  'tombstones',
+];
 const TABLES = [
   'sessions',
   'session_keys',
@@ -102,7 +113,9 @@ describe('the sweep', () => {
     await sql(`update sessions set delete_time = now() - interval '29 days' where delete_time is not null`);
     await sql(`update threads set delete_time = now() - interval '29 days' where delete_time is not null`);
     const pending = Object.values(await stats()).filter((stat) => stat.kind !== 'messages');
-    expect(pending.map((stat) => [stat.sweptCount, stat.pendingCount])).to.deep.equal(Array(7).fill([0, 0]));
+    expect(pending.map((stat) => [stat.sweptCount, stat.pendingCount])).to.deep.equal(
+      Array(KINDS.length - 1).fill([0, 0]),
+    );
     await sweepAll();
     expect(await swept()).to.deep.equal({ messages: 3 });
     // The deleted session keeps its row, but not its key.
@@ -127,12 +140,20 @@ describe('the sweep', () => {
     await sql(`update requests set create_time = now() - interval '24 hours 1 second' where result::text like $1`, [
       `%${due.sessionId}%`,
     ]);
+    await sql(`insert into email_matches values ($1, 'dev', gen_random_uuid(), 'nobody@example.com', now())`, [tenant]);
+    await sql(
+      `insert into profile_merges (tenant_id, env, id, from_user_id, into_user_id, create_time)
+       values ($1, 'dev', gen_random_uuid(), 'a', 'b', now()), ($1, 'dev', gen_random_uuid(), 'a', 'b', now() - interval '30 days 1 second')`,
+      [tenant],
+    );
     await client.conversation.deleteThread({ threadId: 'due' });
     await sql(`update threads set delete_time = now() - interval '30 days 1 second' where delete_time is not null`);
     const expected = {
       bundles: 1,
+      email_matches: 1,
       handoffs: 1,
       memories: 1,
+      merges: 1,
       messages: 3,
       requests: 1,
       session_keys: 1,

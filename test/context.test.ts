@@ -412,6 +412,14 @@ describe('context', () => {
       0,
     );
 
+    await put('fact 24', 'about marmalade');
+    for (let i = 0; i < 20; i++) await put(`newer ${i}`);
+    await client.project.putMemory({ projectId: 'elsewhere', key: 'theirs', value: 'marmalade' });
+    expect((await keys())[2]).to.equal('newer 19');
+    const sought = { memoryQuery: 'marm* OR "fact 3" OR \'' };
+    expect((await keys(sought)).slice(0, 4)).to.deep.equal(['fact 3', 'fact 7', 'fact 24', 'newer 19']);
+    expect((await keys({ memoryQuery: 'marmelade OR -' }))[2]).to.equal('newer 19');
+
     await put('large', 'x'.repeat(64 * 1024));
     await put('small', 'y');
     expect((await keys()).slice(0, 4)).to.deep.equal(['fact 3', 'fact 7', 'small', 'large']);

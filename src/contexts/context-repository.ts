@@ -127,6 +127,7 @@ export async function readMaterial(
   sessionId: string,
   wanted: string[],
   newest: NewestLimits,
+  memoryQuery: string,
 ): Promise<{ context: ContextRow; messages: NewestRow[] }> {
   const { rows, tokens, bytes } = newest;
   // Many of them would keep the calls waiting whose reads share the connection.
@@ -134,7 +135,7 @@ export async function readMaterial(
   const [[context], messages, memories] = await Promise.all([
     db.query(CONTEXT, [sessionId, wanted]),
     wanted.includes('messages') ? db.query(statement, [sessionId, rows, tokens, bytes]) : [],
-    wanted.includes('memories') ? relevantMemories(db, sessionId) : undefined,
+    wanted.includes('memories') ? relevantMemories(db, sessionId, memoryQuery) : undefined,
   ]);
   if (!context) throw notFound('session');
   if (context.deleted) throw deleted('session');

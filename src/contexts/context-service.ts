@@ -16,6 +16,7 @@ import { partsOf, summariesOf } from './parts.ts';
 
 const DEFAULT_LAST_N = 50;
 const MAX_TOKENS = 1_000_000;
+const MAX_QUERY = 1000;
 /** Messages of a context under `max_tokens`. */
 const MAX_MESSAGES = 2000;
 /** More than a response can hold. */
@@ -70,6 +71,7 @@ export function checkContextOptions(check: Check, field: string, options: Contex
   const { limit, include, budgets } = options;
   if (limit?.$case === 'lastN') check.range(`${field}.last_n`, limit.value, 1, MAX_PAGE_ROWS);
   if (limit?.$case === 'maxTokens') check.range(`${field}.max_tokens`, limit.value, 1, MAX_TOKENS);
+  check.text(`${field}.memory_query`, options.memoryQuery, MAX_QUERY);
   if (check.count(`${field}.include`, include, SECTIONS.length)) {
     include.forEach((section, i) => check.oneOf(`${field}.include[${i}]`, section, ContextSection));
   }
@@ -93,7 +95,8 @@ export async function readContext(
   const include = new Set(options?.include);
   const wanted = SECTIONS.filter(([section]) => include.size === 0 || include.has(section));
   const names = wanted.map(([, name]) => name);
-  const { context: row, messages: rows } = await readMaterial(call.db, sessionId, names, newestOf(limits));
+  const sought = options?.memoryQuery ?? '';
+  const { context: row, messages: rows } = await readMaterial(call.db, sessionId, names, newestOf(limits), sought);
 
   const parts = partsOf(row);
   const listed = [...parts.values()].flat();

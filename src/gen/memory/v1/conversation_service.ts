@@ -59,8 +59,8 @@ export const ContextSection = {
   /** MESSAGES - The newest messages. */
   MESSAGES: 6,
   /**
-   * MEMORIES - Memories of the session's project: those that the session references, then those that were used last, at most 20 and
-   * 256 KiB. None if the session has no project.
+   * MEMORIES - Memories of the session's project: those that the session references, those that `memory_query` finds, then
+   * those that were used last, at most 20 and 256 KiB. None if the session has no project.
    */
   MEMORIES: 7,
   /** PROFILE - The profile of the session's user, without where its values came from. */
@@ -590,6 +590,11 @@ export interface ContextOptions {
   include: ContextSection[];
   /** Optional. At most this many tokens for a section. */
   budgets: SectionBudget[];
+  /**
+   * Optional. What to look for in the memories of the session's project, as the `query` of SearchMemories, at most 1,000
+   * characters. What is found by words as they are typed comes after what the session references.
+   */
+  memoryQuery: string;
 }
 
 /** The budget of a section. */
@@ -4114,7 +4119,7 @@ export const GetSessionDataResponse: MessageFns<GetSessionDataResponse> = {
 };
 
 function createBaseContextOptions(): ContextOptions {
-  return { limit: undefined, include: [], budgets: [] };
+  return { limit: undefined, include: [], budgets: [], memoryQuery: "" };
 }
 
 export const ContextOptions: MessageFns<ContextOptions> = {
@@ -4136,6 +4141,9 @@ export const ContextOptions: MessageFns<ContextOptions> = {
     }
     for (const v of message.budgets) {
       SectionBudget.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.memoryQuery !== "") {
+      writer.uint32(42).string(message.memoryQuery);
     }
     return writer;
   },
@@ -4195,6 +4203,14 @@ export const ContextOptions: MessageFns<ContextOptions> = {
             message.budgets.push(SectionBudget.decode(reader, reader.uint32()));
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.memoryQuery = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4228,6 +4244,7 @@ export const ContextOptions: MessageFns<ContextOptions> = {
     }
     message.include = object.include?.map((e) => e) || [];
     message.budgets = object.budgets?.map((e) => SectionBudget.fromPartial(e)) || [];
+    message.memoryQuery = object.memoryQuery ?? "";
     return message;
   },
 };

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { Caller, Reply } from './callers.ts';
 import { document } from './document.ts';
 import { live } from './live.ts';
+import { memories } from './memories.ts';
 import { Surprise, same } from './surprise.ts';
 
 type Headers = Record<string, string>;
@@ -149,6 +150,7 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
 
   await live({ caller, headers: MEMBER, threadId: `smoke-${run}-live`, ok, say });
 
+  await memories({ projectId: `smoke-${run}-facts`, ok, refused, told, say });
   await document({ projectId: `smoke-${run}`, ok, refused, told, say });
 
   const foreign = await refused('NOT_FOUND', 'NOT_FOUND', `${MEMORY}/GetSession`, itself, OUTSIDER);

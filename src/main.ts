@@ -2,6 +2,7 @@
 import { Command } from 'commander';
 import { keysCommand } from './cli/keys.ts';
 import { migrateCommand } from './cli/migrate.ts';
+import { rehydrateCommand } from './cli/rehydrate.ts';
 import { devCommand, serveCommand } from './cli/serve.ts';
 import { sessionCommand } from './cli/session.ts';
 import { sweepCommand } from './cli/sweep.ts';
@@ -27,6 +28,7 @@ for (const command of [
   sweepCommand,
   exportCommand,
   importCommand,
+  rehydrateCommand,
   sessionCommand,
   tailCommand,
   keysCommand,

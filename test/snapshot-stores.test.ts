@@ -63,11 +63,13 @@ describe('snapshot stores', () => {
       it('gives back what was put into them, and lists the folder and nothing beside it', async () => {
         const store = await open();
         const files = ['a.tar', 'b.tar', 'c.tar', 'd.tar', 'e.tar'].map((name) => fileOf(name, randomBytes(1000)));
-        for (const file of files) await store.put(FOLDER, file, never);
+        const links: string[] = [];
+        for (const file of files) links.push(await store.put(FOLDER, file, never));
         await store.put(`${FOLDER}-2`, fileOf('f.tar', 'beside'), never);
-        expect((await store.list(FOLDER)).sort()).to.deep.equal(files.map(({ name }) => name));
+        const listed = [...(await store.list(FOLDER))].sort();
+        expect(listed).to.deep.equal(files.map(({ name }, i) => [name, { link: links[i] }]));
         for (const { name, bytes } of files) expect((await store.get(FOLDER, name)).equals(bytes)).to.equal(true);
-        expect(await store.list('acme/dev/nothing')).to.deep.equal([]);
+        expect((await store.list('acme/dev/nothing')).size).to.equal(0);
       });
 
       it('take 20 MiB, and the same again at once', async () => {
@@ -77,7 +79,7 @@ describe('snapshot stores', () => {
         const requests = s3.seen.length + drive.seen.length;
         expect(await store.put(FOLDER, file, never)).to.equal(link);
         expect(s3.seen.length + drive.seen.length - requests).to.be.at.most(1);
-        expect(await store.list(FOLDER)).to.deep.equal(['large.tar']);
+        expect([...(await store.list(FOLDER)).keys()]).to.deep.equal(['large.tar']);
         expect((await store.get(FOLDER, 'large.tar')).equals(file.bytes)).to.equal(true);
       });
 
@@ -103,7 +105,7 @@ describe('snapshot stores', () => {
       await store.put(FOLDER, fileOf('a.tar', 'whole'), never);
       const folder = join(temporary, 'snapshots', FOLDER);
       await writeFile(join(folder, '.unfinished-1'), 'half');
-      expect(await store.list(FOLDER)).to.deep.equal(['a.tar']);
+      expect([...(await store.list(FOLDER)).keys()]).to.deep.equal(['a.tar']);
       expect((await readdir(folder)).sort()).to.deep.equal(['.unfinished-1', 'a.tar']);
     });
 
@@ -229,7 +231,7 @@ describe('snapshot stores', () => {
       const file = fileOf('a.tar', 'x');
       expect((await refused(store.put(FOLDER, file, never))).permanent).to.equal(false);
       await store.put(FOLDER, file, never);
-      expect(await store.list(FOLDER)).to.deep.equal(['a.tar']);
+      expect([...(await store.list(FOLDER)).keys()]).to.deep.equal(['a.tar']);
     });
   });
 

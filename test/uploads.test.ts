@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { expect } from 'chai';
 import { recordsOf } from '../src/artifacts/records.ts';
-import { type Snapshot, Snapshot_Kind, Snapshot_UploadState } from '../src/gen/memory/v1/artifact.ts';
+import { type Snapshot, Snapshot_UploadState } from '../src/gen/memory/v1/artifact.ts';
 import type { RunningServer } from '../src/server.ts';
 import { unpack } from '../src/snapshots/archive.ts';
 import { storeUrl } from '../src/snapshots/open.ts';
@@ -120,13 +120,12 @@ describe('uploads of snapshots', function () {
       const all = await snapshots();
       return all.every(({ uploadState }) => uploadState === STORED) && all;
     });
-    const texts = stored.map((snapshot) => recordsOf(unpack(nameOf(snapshot), content(snapshot)).parts)[0]!.text);
-    expect(stored.every(({ kind }) => kind === Snapshot_Kind.PROFILE)).to.equal(true);
-    expect(texts.sort()).to.deep.equal([
-      'project_id: "atlas"\n',
-      'title: text # kept\n',
-      'title: text # kept\nstage: 1\n',
-    ]);
+    expect(stored.map(({ kind, version }) => `${kind} ${version}`).sort()).to.deep.equal(['2 1', '2 2', '2 3']);
+    for (const snapshot of stored) {
+      const { profile } = await client.artifact.getProjectProfile({ projectId, version: snapshot.version });
+      const [kept] = recordsOf(unpack(nameOf(snapshot), content(snapshot)).parts);
+      expect(kept!.text).to.equal(profile!.yaml);
+    }
   });
 
   it('fail five times, each in another way, and then pass', async () => {

@@ -7,12 +7,14 @@ import { BadSnapshot, type Parts } from '../snapshots/archive.ts';
  */
 export const RECORDS = {
   profiles: {
+    more: [],
     table: 'project_profile_versions',
     columns: ['project_id', 'version', 'base_version', 'merged', 'stub', 'create_time', 'created_by'],
     text: 'yaml',
     extension: 'yaml',
   },
   inputs: {
+    more: [],
     table: 'project_inputs',
     columns: [
       ...[
@@ -33,6 +35,8 @@ export const RECORDS = {
     extension: 'txt',
   },
   sections: {
+    /** When the section was first locked, and by whom: its own row has nothing else that its revisions do not tell. */
+    more: ['draft_create_time', 'draft_created_by'],
     table: 'draft_revisions',
     columns: [
       ...['project_id', 'section_id', 'revision', 'session_id', 'sources', 'prompts', 'metadata', 'content_diff'],
@@ -42,6 +46,7 @@ export const RECORDS = {
     extension: 'txt',
   },
   artifacts: {
+    more: [],
     table: 'artifacts',
     columns: [
       ...['id', 'project_id', 'artifact_key', 'version', 'session_id', 'sections', 'profile_version', 'reviewers'],

@@ -61,8 +61,8 @@ export async function keepUpload(tx: TenantTx, id: string, uploader: string, sec
 }
 
 const record = (kind: RecordKind, from: string) => {
-  const { columns, text } = RECORDS[kind];
-  const row = columns.map((column) => `'${column}', r.${column}`).join(', ');
+  const { columns, more, text } = RECORDS[kind];
+  const row = [...columns, ...more].map((column) => `'${column}', r.${column}`).join(', ');
   return `select '${kind}' as kind, jsonb_pretty(jsonb_build_object(${row})) as row, r.${text} as text from ${from}`;
 };
 const PROFILE_OF = (version: string) =>
@@ -78,9 +78,11 @@ const READ_ARTIFACT = query<Kept>(`
     select a.* from artifacts a
     where a.tenant_id = $1 and a.env = $2 and a.project_id = $4 and a.artifact_key = $5 and a.version = $6::bigint
   ), named as (
-    select r.*, s.place from artifact, jsonb_array_elements(artifact.sections) with ordinality s (section, place)
+    select r.*, s.place, d.create_time as draft_create_time, d.created_by as draft_created_by
+    from artifact, jsonb_array_elements(artifact.sections) with ordinality s (section, place)
     join draft_revisions r on r.tenant_id = $1 and r.env = $2 and r.project_id = $4
       and r.section_id = s.section ->> 'sectionId' and r.revision = (s.section ->> 'revision')::bigint
+    join drafts d on d.tenant_id = $1 and d.env = $2 and d.project_id = $4 and d.section_id = r.section_id
   ), cited as (
     select i.* from project_inputs i
     where i.tenant_id = $1 and i.env = $2 and i.project_id = $4 and i.id in (select c.id from named, lateral (${CITED('named')}) c (id))

@@ -1,8 +1,9 @@
 import type { Logger } from 'pino';
 import { v7 as uuidv7 } from 'uuid';
+import { serviceStamp } from '../db/change.ts';
 import type { Database } from '../db/pool.ts';
 import { rounds } from '../db/queue.ts';
-import { type Scope, type Stamp, type TenantTx, transaction } from '../db/transaction.ts';
+import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
 import type { Metrics } from '../rpc/metrics.ts';
 import { describe } from '../rpc/observe.ts';
@@ -37,16 +38,6 @@ export interface Uploading {
 /** A second after the first attempt, then twice as long each time, and never quite the same for two of them. */
 const waitSeconds = (attempts: number) =>
   Math.min(LONGEST_WAIT_SECONDS, 2 ** (attempts - 1)) * (0.5 + Math.random() / 2);
-
-const stamp = (method: string): Stamp => ({
-  actor: 'memoryd',
-  method,
-  requestId: null,
-  fingerprint: null,
-  eventId: uuidv7(),
-  traceId: '',
-  requester: '',
-});
 
 /** Uploads what is due, one after the other. Each process does; what one of them has taken the others leave alone. */
 export function startUploads(connectionString: string | undefined, uploading: Uploading): { stop(): Promise<void> } {
@@ -83,7 +74,7 @@ async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSigna
   const { database, store, metrics, log } = uploading;
   const uploader = uuidv7();
   const run = <T>(method: string, work: (tx: TenantTx) => Promise<T>) =>
-    transaction(database, scope, stamp(method), { deadline: Date.now() + LIMIT_MS }, { repeatable: true }, work);
+    transaction(database, scope, serviceStamp(method), { deadline: Date.now() + LIMIT_MS }, { repeatable: true }, work);
 
   const claimed = await run('snapshots.claim', (tx) => claimUpload(tx, uploader, CLAIM_SECONDS));
   if (!claimed) return false;

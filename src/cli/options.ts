@@ -26,7 +26,8 @@ export function addSettings(command: Command, dev: boolean, without: SettingName
   return command;
 }
 
-const orRefuse =
+/** Makes a fault of a value one of the command line. */
+export const orRefuse =
   <T>(parse: (text: string) => T) =>
   (text: string): T => {
     try {

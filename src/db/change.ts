@@ -29,16 +29,21 @@ export function audited(
   )`;
 }
 
-/** The stamp of a change by whoever runs a command of memoryd: the audit trail knows it as `cli`. */
-export const commandStamp = (method: string): Stamp => ({
-  actor: 'cli',
-  method: `cli/${method}`,
+const stampOf = (actor: string, method: string): Stamp => ({
+  actor,
+  method,
   requestId: null,
   fingerprint: null,
   eventId: uuidv7(),
   traceId: '',
   requester: '',
 });
+
+/** The stamp of a change by whoever runs a command of memoryd: the audit trail knows it as `cli`. */
+export const commandStamp = (method: string): Stamp => stampOf('cli', `cli/${method}`);
+
+/** The stamp of what the service does by itself. */
+export const serviceStamp = (method: string): Stamp => stampOf('memoryd', method);
 
 /**
  * Stores the rows of `source` as the result of the call's request_id, if it has one: the last CTE of a change. A plain

@@ -62,9 +62,11 @@ export function pack(subject: Subject, parts: Parts): SnapshotFile {
   const tar = createTar(files.map(([name, data]) => ({ name, data, attrs })));
   const bytes = Buffer.from(tar.buffer, tar.byteOffset, tar.byteLength);
   const checksum = sha256(bytes);
-  const key = artifactKey && `-${word(artifactKey)}`;
-  return { name: `${kind}${key}-v${version}-${checksum}.tar`, bytes, sha256: checksum };
+  return { name: nameOf(subject, checksum), bytes, sha256: checksum };
 }
+
+const nameOf = ({ kind, artifactKey, version }: Subject, checksum: string) =>
+  `${kind}${artifactKey && `-${word(artifactKey)}`}-v${version}-${checksum}.tar`;
 
 /** The parts of a snapshot, each as it was stored. */
 export function unpack(name: string, bytes: Buffer): { subject: Subject; parts: Parts; sha256: string } {
@@ -81,6 +83,7 @@ export function unpack(name: string, bytes: Buffer): { subject: Subject; parts: 
     if (!content || sha256(content) !== listed[part]?.sha256)
       throw new BadSnapshot(`${part} is not as its manifest says`);
   }
+  if (name !== nameOf(subject, checksum)) throw new BadSnapshot('it is not the snapshot that its name says');
   return { subject, parts, sha256: checksum };
 }
 

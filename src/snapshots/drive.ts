@@ -28,6 +28,8 @@ const EVERYWHERE = { supportsAllDrives: true, includeItemsFromAllDrives: true };
 /** Property values have at most 124 bytes, so folders and names are found by their hashes. */
 const hashOf = (text: string) => createHash('sha256').update(text).digest('hex');
 
+const linkOf = ({ id, webViewLink }: drive_v3.Schema$File) => webViewLink ?? `https://drive.google.com/file/d/${id}`;
+
 /** A folder of Google Drive, written by a service account. Drive has no paths: all files lie in the one folder. */
 export async function openDrive(url: URL): Promise<Store> {
   const parent = url.hostname;
@@ -102,7 +104,7 @@ export async function openDrive(url: URL): Promise<Store> {
         const stored =
           (await one(folder, file.name)) ?? (await upload(await begin(folder, file, signal), file.bytes, signal));
         if (stored.sha256Checksum !== file.sha256) throw new StoreError('Google Drive: it holds something else', true);
-        return stored.webViewLink ?? `https://drive.google.com/file/d/${stored.id}`;
+        return linkOf(stored);
       }),
     get: (folder, name) =>
       telling(async () => {
@@ -116,10 +118,11 @@ export async function openDrive(url: URL): Promise<Store> {
       }),
     list: (folder) =>
       telling(async () => {
-        const names: string[] = [];
-        for await (const { name } of found({ memorydFolder: hashOf(folder) }))
-          names.push(name!.slice(folder.length + 1));
-        return names;
+        const all = new Map<string, { link: string }>();
+        for await (const file of found({ memorydFolder: hashOf(folder) })) {
+          all.set(file.name!.slice(folder.length + 1), { link: linkOf(file) });
+        }
+        return all;
       }),
   };
 }

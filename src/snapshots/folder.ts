@@ -18,7 +18,8 @@ export function openFolder(url: URL): Store {
     list: (folder) =>
       telling(async () => {
         const names = await readdir(join(root, folder)).catch(orNone);
-        return names.filter((name) => !name.startsWith(UNFINISHED));
+        const whole = names.filter((name) => !name.startsWith(UNFINISHED));
+        return new Map(whole.map((name) => [name, { link: pathToFileURL(join(root, folder, name)).href }]));
       }),
   };
 }

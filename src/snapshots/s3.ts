@@ -29,6 +29,7 @@ export function openS3(url: URL): Store {
     forcePathStyle: pathStyle === 'true',
     requestHandler: { connectionTimeout: 10_000, requestTimeout: 60_000, throwOnRequestTimeout: true },
   });
+  const linkOf = (key: string) => `s3://${bucket}/${key}`;
   const keyOf = (folder: string, name: string) => `${prefix}${folder}/${name}`;
 
   /** A writer who may not look is told 403: it then writes, the same bytes as may be there. */
@@ -40,14 +41,14 @@ export function openS3(url: URL): Store {
     });
     if (!found) return false;
     if (found.Metadata?.sha256 === sha256 && found.ContentLength === bytes.length) return true;
-    throw new StoreError(`s3://${bucket}/${Key} holds something else`, true);
+    throw new StoreError(`${linkOf(Key)} holds something else`, true);
   }
 
   return {
     put: (folder, file, signal) =>
       telling(async () => {
         const Key = keyOf(folder, file.name);
-        if (await isThere(Key, file, signal)) return `s3://${bucket}/${Key}`;
+        if (await isThere(Key, file, signal)) return linkOf(Key);
         const { bytes, sha256 } = file;
         // Each part's checksum, or that of the whole, is sent along, so that the store refuses what broke on the way.
         const upload = new Upload({
@@ -70,7 +71,7 @@ export function openS3(url: URL): Store {
         } finally {
           signal.removeEventListener('abort', abort);
         }
-        return `s3://${bucket}/${Key}`;
+        return linkOf(Key);
       }),
     get: (folder, name) =>
       telling(async () => {
@@ -80,12 +81,12 @@ export function openS3(url: URL): Store {
     list: (folder) =>
       telling(async () => {
         const Prefix = keyOf(folder, '');
-        const names: string[] = [];
+        const files = new Map<string, { link: string }>();
         for (let ContinuationToken: string | undefined; ; ) {
           const page = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix, ContinuationToken }));
-          names.push(...(page.Contents ?? []).map(({ Key = '' }) => Key.slice(Prefix.length)));
+          for (const { Key = '' } of page.Contents ?? []) files.set(Key.slice(Prefix.length), { link: linkOf(Key) });
           ContinuationToken = page.NextContinuationToken;
-          if (!ContinuationToken) return names;
+          if (!ContinuationToken) return files;
         }
       }),
   };

@@ -6,8 +6,8 @@ export interface Store {
   /** Stores a file whole or not at all, unless it is there already. Resolves to a link to it, for people. */
   put(folder: string, file: SnapshotFile, signal: AbortSignal): Promise<string>;
   get(folder: string, name: string): Promise<Buffer>;
-  /** The names of the files of a folder, in no order; a name may come twice. None if there is no such folder. */
-  list(folder: string): Promise<string[]>;
+  /** The files of a folder, by their names. None if there is no such folder. */
+  list(folder: string): Promise<Map<string, { link: string }>>;
 }
 
 export interface SnapshotFile {

@@ -1,9 +1,9 @@
 import type { Logger } from 'pino';
-import { v7 as uuidv7 } from 'uuid';
+import { serviceStamp } from '../db/change.ts';
 import type { Changes } from '../db/changes.ts';
 import type { Database } from '../db/pool.ts';
 import { rounds } from '../db/queue.ts';
-import { type Scope, type Stamp, transaction } from '../db/transaction.ts';
+import { type Scope, transaction } from '../db/transaction.ts';
 import { describe } from '../rpc/observe.ts';
 import { forgetStream, interruptStream, staleStreams } from './repository.ts';
 
@@ -12,17 +12,7 @@ const LIMIT_MS = 10_000;
 
 // Over the tenants, as the role that may see where streams are, but nothing of them.
 const STALE_TENANTS = `
-  select distinct tenant_id as tenant, env from message_streams where expire_time <= clock_timestamp() limit 1000`;
-
-const stamp = (): Stamp => ({
-  actor: 'memoryd',
-  method: 'streams.interrupt',
-  requestId: null,
-  fingerprint: null,
-  eventId: uuidv7(),
-  traceId: '',
-  requester: '',
-});
+  select distinct tenant_id as tenant, env from message_streams where expire_time <= clock_timeserviceStamp('streams.interrupt') limit 1000`;
 
 /** Marks the streams as interrupted whose servers are gone. Each process looks, and one of them finds it first. */
 export function startJanitor(
@@ -48,10 +38,17 @@ async function interruptAll(database: Database, { tenant, env }: Omit<Scope, 'us
   const stale = await transaction(database, nobody, undefined, limits(), { repeatable: true }, staleStreams);
   for (const { messageId, writer, userId, there } of stale) {
     const scope = { ...nobody, user: userId };
-    await transaction(database, scope, stamp(), limits(), { repeatable: true }, async (tx) => {
-      if (there) await interruptStream(tx, messageId, writer);
-      else await forgetStream(tx, messageId, writer);
-    });
+    await transaction(
+      database,
+      scope,
+      serviceStamp('streams.interrupt'),
+      limits(),
+      { repeatable: true },
+      async (tx) => {
+        if (there) await interruptStream(tx, messageId, writer);
+        else await forgetStream(tx, messageId, writer);
+      },
+    );
     changes.tell(scope);
   }
 }

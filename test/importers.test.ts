@@ -1,3 +1,4 @@
+import { ExtData, encode } from '@msgpack/msgpack';
 import { expect } from 'chai';
 import { type Database, openDatabase } from '../src/db/pool.ts';
 import { timestampText } from '../src/db/statement.ts';
@@ -6,6 +7,7 @@ import { messageOf as adkMessage } from '../src/importers/adk.ts';
 import { importConversations } from '../src/importers/importer.ts';
 import { messageOf as langgraphMessage, plain } from '../src/importers/langgraph.ts';
 import { messageOf as mastraMessage } from '../src/importers/mastra.ts';
+import { unpack } from '../src/importers/msgpack.ts';
 import { createReport } from '../src/importers/report.ts';
 import type { Skipped, SourceMessage, SourceSession } from '../src/importers/source.ts';
 import type { RunningServer } from '../src/server.ts';
@@ -250,6 +252,31 @@ describe('the importers', () => {
           { lc: 2, type: 'constructor', id: ['Error'], args: ['bad'] },
         ]),
       ).to.deep.equal([null, 'bad']);
+    });
+
+    it('of LangGraph, as its serializer for Python wrote it', () => {
+      const object = (type: number, ...of: unknown[]) => new ExtData(type, encode(of));
+      const dump = { content: 'a', type: 'ai', id: 'm', tool_calls: [], name: null };
+      const blob = encode({
+        messages: [object(5, 'langchain_core.messages.ai', 'AIMessage', dump, 'model_validate_json')],
+        seen: object(0, 'builtins', 'set', [1, 2]),
+        when: object(3, 'datetime', 'datetime', '2024-01-01', 'fromisoformat'),
+        whole: new ExtData(7, encode(['x'])),
+        array: new ExtData(6, encode([1])),
+        bytes: new Uint8Array([1, 2]),
+        nested: object(2, 'm', 'Data', { inner: object(0, 'uuid', 'UUID', '00') }),
+      });
+      const value = unpack(blob) as Record<string, any>;
+      const { messages, ...state } = value;
+      expect(state).to.deep.equal({
+        seen: [1, 2],
+        when: '2024-01-01',
+        whole: ['x'],
+        array: null,
+        bytes: 'AQI=',
+        nested: { inner: '00' },
+      });
+      expect(langgraphMessage(messages[0], 0, '')).to.include({ id: 'm', role: ASSISTANT, content: 'a' });
     });
 
     it('of ADK, also as its first schema had events', () => {

@@ -94,6 +94,8 @@ describe('memoryd export and import', function () {
     it('needs no more memory than of little', async () => {
       await done(['export', file, '--tenant', tenant], appUrl(), small);
       expect((await stat(file)).size).to.be.greaterThan(50e6);
+      const { counts } = JSON.parse((await readFile(file, 'utf8')).trimEnd().split('\n').at(-1)!).end;
+      expect(counts.dev).to.deep.equal({ threads: 1, messages: 15_000, bundles: 30, tenant_members: 1 });
       const into = `t-${randomUUID()}`;
       expect(await done(['import', file, '--tenant', into], other.app, small)).to.match(/stored 15,\d\d\d rows/);
       expect(contentOf(await exported(into, other.app))).to.equal(contentOf(await readFile(file, 'utf8')));

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { MessageRole } from '../gen/memory/v1/message.ts';
+import { unpack } from './msgpack.ts';
 import {
   callNote,
   contentOf,
@@ -64,11 +65,19 @@ export const langgraph: Source = async function* (client, owner) {
         threadId: row.thread_id,
         title: '',
         state,
-        metadata: { checkpoint_id: row.checkpoint_id, step, source, ...(unreadable.length > 0 && { unreadable }) },
+        metadata: {
+          checkpoint_id: row.checkpoint_id,
+          step,
+          source,
+          ...(unreadable.size > 0 && { unreadable: [...unreadable.keys()] }),
+        },
         createTime: row.created,
         updateTime: row.updated,
         async *messages() {
-          if (!Array.isArray(messages)) return;
+          const type = unreadable.get('messages');
+          const why = type ? `they are serialised as "${type}"` : isDelta(row.metadata) && 'they are kept as deltas';
+          if (why) yield [{ skipped: 'message', id: row.thread_id, why }];
+          if (why || !Array.isArray(messages)) return;
           for (let from = 0; from < messages.length; from += 100) {
             const some = messages.slice(from, from + 100);
             yield some.map((message, i) => messageOf(message, from + i, row.updated));
@@ -82,13 +91,27 @@ export const langgraph: Source = async function* (client, owner) {
 async function channelsOf(client: pg.Client, { thread_id, checkpoint_id, inline }: ThreadRow) {
   const { rows } = await client.query(CHANNELS, [thread_id, checkpoint_id]);
   const channels: Record<string, unknown> = { ...objectOf(inline) };
-  const unreadable: string[] = [];
+  const unreadable = new Map<string, string>();
   for (const { channel, type, blob } of rows) {
-    if (type === 'json') channels[channel] = plain(JSON.parse(blob.toString()));
-    else if (!INTERNAL.test(channel)) unreadable.push(channel);
+    const read = READERS[type];
+    if (read) channels[channel] = read(blob);
+    else if (!INTERNAL.test(channel)) unreadable.set(channel, type);
   }
   return { channels, unreadable };
 }
+
+/** Whether a thread's messages are a snapshot and what came since, in the checkpoints in between. */
+function isDelta(metadata: unknown): boolean {
+  const { counters_since_delta_snapshot: counters, delta_writes_versioned: versioned } = objectOf(metadata);
+  return versioned !== undefined || 'messages' in objectOf(counters);
+}
+
+/** The serializers of LangGraph for JavaScript and for Python. */
+const READERS: Record<string, (blob: Buffer) => unknown> = {
+  json: (blob) => plain(JSON.parse(blob.toString())),
+  msgpack: unpack,
+  null: () => null,
+};
 
 /** A value of the serializer without the classes that it names: a Set or a Map is an array, an error its message. */
 export function plain(value: unknown): unknown {

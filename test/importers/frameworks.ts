@@ -20,6 +20,7 @@ import {
   until,
 } from '../support.ts';
 import { adkEvent, adkService, langchain, langgraph, langgraphSaver, mastraStore } from './peers.ts';
+import { python, runScript } from './python.ts';
 
 const { HUMAN, ASSISTANT, SYSTEM, TOOL } = MessageRole;
 
@@ -319,15 +320,20 @@ describe('memoryd import --from', () => {
       ];
       await put('graph', { messages, seen: new Set([1, 2]), note: new Map([['k', 'v']]) }, { user_id: 'alice' }, one);
       await put('nobody', { messages: first }, {});
+      await put(
+        'deltas',
+        { messages: first },
+        { user_id: 'alice', counters_since_delta_snapshot: { messages: [1, 1] } },
+      );
 
       expect(await imported('langgraph')).to.deep.equal([
-        'sessions: 1',
+        'sessions: 2',
         'messages: 5',
+        'messages left out: they are kept as deltas: 1 (deltas)',
         'messages left out: its role is "RemoveMessage": 1 (h)',
         'sessions left out: its metadata names no user_id: give --user: 1 (nobody)',
       ]);
-      const [session] = await sessionsOf('langgraph');
-      expect(session).to.include({ threadId: 'graph' });
+      const session = (await sessionsOf('langgraph')).find(({ threadId }) => threadId === 'graph');
       expect(session!.state).to.deep.equal({ topic: 'tea', seen: [1, 2], note: [['k', 'v']] });
       expect(timestampText(session!.createTime!)).to.equal('2024-01-01T00:00:00.000000Z');
       const found = await messagesOf('graph');
@@ -345,13 +351,49 @@ describe('memoryd import --from', () => {
       expect(timesOf(found)[0]).to.equal('2024-01-02T00:00:00.000000Z');
 
       expect(await imported('langgraph', '--user', 'alice')).to.deep.equal([
-        'sessions that were here already: 1',
+        'sessions that were here already: 2',
         'messages that were here already: 5',
         'sessions: 1',
         'messages: 2',
+        'messages left out: they are kept as deltas: 1 (deltas)',
         'messages left out: its role is "RemoveMessage": 1 (h)',
       ]);
       expect(said(await messagesOf('nobody'))).to.deep.equal(said(found).slice(0, 2));
+    });
+  });
+
+  describe('langgraph for Python', () => {
+    let program: string | undefined;
+    before(function () {
+      this.timeout(400_000);
+      program = python();
+      if (!program) console.log('    skipped: the packages of test/importers/python cannot be installed');
+      if (!program) this.skip();
+    });
+
+    it('makes a session of a thread just the same', async () => {
+      runScript(program!, 'langgraph_thread.py', source);
+      expect(await imported('langgraph')).to.deep.equal(['sessions: 1', 'messages: 5']);
+      const [session] = await sessionsOf('langgraph');
+      expect(session!.state).to.deep.equal({
+        topic: 'tea',
+        seen: [1, 2],
+        when: '2024-01-01T00:00:00+00:00',
+        ticket: '00000000000000000000000000000001',
+      });
+      const found = await messagesOf('python');
+      expect(said(found)).to.deep.equal([
+        [SYSTEM, 'Be kind'],
+        [HUMAN, 'Hello'],
+        [ASSISTANT, '[calls search {"q":"x"}]'],
+        [TOOL, 'found'],
+        [ASSISTANT, 'Done'],
+      ]);
+      expect(found.map(({ clientId }) => clientId)).to.deep.equal(['s', 'h', 'a', '#4', 'b']);
+      expect(found[2]!.metadata!.tool_calls[0].name).to.equal('search');
+      expect(found[4]!.metadata!.parts[1].image_url.url).to.equal('https://x');
+      expect(timesOf(found)[0]).to.equal('2024-01-02T00:00:00.000000Z');
+      expect(await imported('langgraph')).to.include('messages that were here already: 5');
     });
   });
 

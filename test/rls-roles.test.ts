@@ -87,7 +87,7 @@ describe('database roles', () => {
     }
   });
 
-  it('shows memoryd_jobs the directory, its jobs and where streams are, and nothing else of a tenant', async () => {
+  it('shows memoryd_jobs the directory, its jobs, where streams are and which uploads are due, and nothing else of a tenant', async () => {
     const rights = await runSql(
       ownerUrl(),
       `select c.oid::regclass::text as name, p.privilege from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (privilege)
@@ -106,11 +106,17 @@ describe('database roles', () => {
       ownerUrl(),
       `select c.relname || '.' || a.attname as name from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
        where c.relname = any ($1) and c.relnamespace = 'public'::regnamespace
-         and has_column_privilege('memoryd_jobs', c.oid, a.attnum, 'select, insert, update, references') order by a.attnum`,
+         and has_column_privilege('memoryd_jobs', c.oid, a.attnum, 'select, insert, update, references') order by name`,
       [protectedTables],
     );
-    const where = ['tenant_id', 'env', 'expire_time'].map((name) => ({ name: `message_streams.${name}` }));
-    expect(columns).to.deep.equal(where);
+    const shown = {
+      message_streams: ['env', 'expire_time', 'tenant_id'],
+      snapshots: ['due_time', 'env', 'tenant_id', 'upload_state'],
+    };
+    const named = Object.entries(shown).flatMap(([table, names]) =>
+      names.map((name) => ({ name: `${table}.${name}` })),
+    );
+    expect(columns).to.deep.equal(named);
     for (const table of protectedTables) {
       const select: [string] = [`select * from ${table}`];
       expect(await refusal(as(jobs.href, settings, select)), table).to.equal(REFUSED);

@@ -9,6 +9,7 @@ import { sweepCommand } from './cli/sweep.ts';
 import { tailCommand } from './cli/tail.ts';
 import { tenantCommand } from './cli/tenant.ts';
 import { exportCommand, importCommand } from './cli/transfer.ts';
+import { usageCommand } from './cli/usage.ts';
 import { UserError } from './errors.ts';
 
 const ENVIRONMENT = `
@@ -30,6 +31,7 @@ for (const command of [
   importCommand,
   rehydrateCommand,
   sessionCommand,
+  usageCommand,
   tailCommand,
   keysCommand,
 ]) {

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
+import { pino } from 'pino';
 import type { RunningServer } from '../src/server.ts';
 import { redactJson, redactText } from '../src/usage/redact.ts';
 import {
@@ -144,6 +145,37 @@ describe('prompts and calls of tools', () => {
       const rows = JSON.stringify(await tenantSql(tenant, `select to_jsonb(t)::text as row from ${table} t`));
       for (const secret of [KEY, 'hunter2', 'x1', 'x2'])
         expect(rows.includes(secret), `${secret} in ${table}`).to.equal(false);
+    }
+  });
+
+  it('have, in the log, a line for each start and end of a session, and none for a replay', async () => {
+    const lines: any[] = [];
+    const log = pino({ level: 'info' }, { write: (line: string) => void lines.push(JSON.parse(line)) });
+    const logged = await startTestServer({}, log);
+    const other = connect(`127.0.0.1:${logged.port}`, headersOf(tenant));
+    try {
+      const request = { session: { surfaceId: 'log', title: KEY }, requestId: randomUUID() };
+      const { session } = await other.memory.upsertSession(request);
+      await other.memory.upsertSession(request);
+      await other.memory.upsertSession({ session: { surfaceId: 'log', title: 'again' } });
+      const begun = await other.conversation.beginTurn({ session: { surfaceId: 'turn' }, holder: 'h' });
+      await failure(other.memory.endSession({ sessionId: session!.id, etag: '"zz"' }));
+      await other.memory.endSession({ sessionId: session!.id });
+      await other.memory.deleteSession({ sessionId: begun.session!.id });
+      const place = { tenant, env: 'dev', user: 'user' };
+      const told = lines
+        .filter(({ msg }) => msg.startsWith('session '))
+        .map(({ level, time, pid, hostname, ...rest }) => rest);
+      expect(told).to.deep.equal([
+        { ...place, sessionId: session!.id, method: 'MemoryService/UpsertSession', msg: 'session started' },
+        { ...place, sessionId: begun.session!.id, method: 'ConversationService/BeginTurn', msg: 'session started' },
+        { ...place, sessionId: session!.id, method: 'MemoryService/EndSession', msg: 'session ended' },
+        { ...place, sessionId: begun.session!.id, method: 'MemoryService/DeleteSession', msg: 'session deleted' },
+      ]);
+      expect(JSON.stringify(lines)).to.not.contain(KEY);
+    } finally {
+      other.close();
+      await logged.stop();
     }
   });
 

@@ -3,12 +3,15 @@ import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import { Decimal } from 'decimal.js';
 import fc from 'fast-check';
+import { table } from '../src/cli/usage-table.ts';
 import type { LlmRequestRecord } from '../src/gen/memory/v1/call.ts';
 import { UsageDimension } from '../src/gen/memory/v1/usage.ts';
 import type { RunningServer } from '../src/server.ts';
 import { fold } from '../src/usage/fold.ts';
+import { memoryd } from './fixtures/command.ts';
 import {
   allPages,
+  appUrl,
   type Clients,
   connect,
   failure,
@@ -304,6 +307,54 @@ describe('usage', () => {
     }
   });
 
+  it('is told by a command: a table to people, lines of JSON to programs', async () => {
+    const session = await newSession('日本');
+    await record({ cost: '1234.5', model: 'm1' }, { sessionId: session.id });
+    await record({ cost: '0.25', model: 'm2' }, { projectId: 'atlas' }, as('other'));
+    const command = async (...args: string[]) => {
+      const { ended, out, err } = memoryd(['usage', '--tenant', tenant, '--env', 'dev', ...args], {
+        DATABASE_URL: appUrl(),
+      });
+      return { code: await ended, lines: out().trimEnd().split('\n'), error: err() };
+    };
+    const { code, lines } = await command('--by', 'project,model', '--from', '2026-01-01');
+    expect(code).to.equal(0);
+    const figures = {
+      requests: 1,
+      promptTokens: 10,
+      cachedTokens: 0,
+      completionTokens: 5,
+      totalTokens: 15,
+      latencyMs: 0,
+    };
+    expect(lines.map((line) => JSON.parse(line))).to.have.deep.members([
+      { project: 'atlas', model: 'm2', ...figures, cost: '0.25' },
+      { project: '日本', model: 'm1', ...figures, cost: '1234.5' },
+    ]);
+    const [total] = (await command()).lines;
+    expect(JSON.parse(total!)).to.include({ requests: 2, cost: '1234.75' });
+    for (const bad of [
+      ['--by', 'weather'],
+      ['--from', 'tuesday'],
+      ['--env', 'none'],
+      ['--tenant', 'nobody'],
+    ]) {
+      const refused = await command(...bad);
+      expect(refused.code, bad.join(' ')).to.equal(1);
+      expect(refused.error.trim().split('\n'), refused.error).to.have.length(1);
+    }
+    const { usage: rows } = await client.usage.getUsage({ groupBy: [PROJECT, MODEL] }, as('admin'));
+    expect(table(['project', 'model'], rows)).to.equal(
+      [
+        'project  model  requests  prompt tokens  cached  completion tokens     cost',
+        '───────  ─────  ────────  ─────────────  ──────  ─────────────────  ───────',
+        'atlas    m2            1             10       0                  5     0.25',
+        '日本     m1            1             10       0                  5  1,234.5',
+        '',
+      ].join('\n'),
+    );
+  });
+
   it('exports all of it as lines, and goes on after a cursor', async () => {
     await tenantSql(
       tenant,
@@ -348,6 +399,45 @@ describe('usage', () => {
     );
     const refused = await failure(stream.toArray());
     expect(refused.violations.map(({ field }) => field)).to.deep.equal(['cursor']);
+  });
+
+  it('exports at constant memory, however slowly it is read', async function () {
+    this.timeout(60_000);
+    const [rows, filler] = [60_000, 'x'.repeat(120)];
+    await tenantSql(
+      tenant,
+      `insert into llm_requests (tenant_id, env, id, user_id, project_id, provider, model, prompt_tokens, completion_tokens, total_tokens,
+         cost, latency_ms, status, create_time, folded)
+       select $1, 'dev', gen_random_uuid(), 'user', $2, $2, $2, n, 0, n, 0, 1, '', now(), true from generate_series(1, $3::int) n`,
+      [tenant, filler, rows],
+    );
+    const everything = { userId: '', startTime: undefined, endTime: undefined, cursor: '' };
+    const stream = client.streams.usage.exportUsage(everything, as('user'));
+    const database = server.kernel.database;
+    const { acquire } = database;
+    let pages = 0;
+    database.acquire = (limits) => {
+      pages++;
+      return acquire.call(database, limits);
+    };
+    try {
+      const reader = stream[Symbol.asyncIterator]();
+      let lines = (await reader.next()).value!.lines.toString().split('\n').length - 1;
+      // While nobody reads, the server stops asking for more: what is under way fits into a few buffers.
+      let [before, asked] = [-1, 0];
+      while (asked !== before) {
+        before = asked;
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        asked = pages;
+      }
+      expect(asked).to.be.lessThan(rows / 500 / 2);
+      for (let piece = await reader.next(); !piece.done; piece = await reader.next()) {
+        lines += piece.value.lines.toString().split('\n').length - 1;
+      }
+      expect(lines).to.equal(rows);
+    } finally {
+      database.acquire = acquire;
+    }
   });
 });
 

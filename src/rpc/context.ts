@@ -19,6 +19,8 @@ export interface About {
   sessionId?: string;
   threadId?: string;
   requestId?: string;
+  /** What became of the session: it has a line of the log of its own. */
+  session?: 'started' | 'ended' | 'deleted';
   /** The answer is that of an earlier call with the same request_id. */
   replayed?: true;
 }

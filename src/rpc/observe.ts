@@ -21,7 +21,7 @@ export type Observe = (method: string, metadata: Metadata) => Observed;
 const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 
-/** A log line, the figures and, with a tracer, the span of each call. Ids only: never content, a token or an unknown header. */
+/** A log line, one more where a session starts or ends, the figures and, with a tracer, the span of each call. Ids only: never content, a token or an unknown header. */
 export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observe {
   return (method, metadata) => {
     const start = performance.now();
@@ -61,6 +61,9 @@ export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observ
           xRequestId: xRequestId !== undefined && REQUEST_ID.test(String(xRequestId)) ? String(xRequestId) : undefined,
           traceId: traceId || undefined,
         };
+        const { tenant, env, user, sessionId } = line;
+        if (code === status.OK && about.session && !about.replayed)
+          log.info({ tenant, env, user, sessionId, method }, `session ${about.session}`);
         if (error === undefined) log.info(line, 'call');
         else log.error({ ...line, err: describe(error) }, 'call');
       },

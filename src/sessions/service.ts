@@ -93,7 +93,10 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         ? await owner.change(request, (tx) => saved(saveSession(tx, upsert)))
         : await owner.changeAmongOthers(request, rowOf(owner, upsert), (tx) => saved(upsertSession(tx, upsert)));
       call.about.sessionId = row!.id;
-      if (row!.created) call.count('created', 'sessions', 1);
+      if (row!.created) {
+        call.count('created', 'sessions', 1);
+        call.about.session = 'started';
+      }
       return {
         session: sessionFromRow(row!),
         created: row!.created,
@@ -182,6 +185,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       const found = lastN > 0 ? await listMessages(owner.db, row!.threadId, newest, lastN) : [];
       const profile = project ? await findProfile(owner.db, project) : undefined;
       call.count(row!.created ? 'created' : 'read', 'sessions', 1);
+      if (row!.created) call.about.session = 'started';
       call.count('read', 'messages', found.length);
       return {
         session: sessionFromRow(row!),
@@ -201,6 +205,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         if (ended.length === 0) throw await whyNotSaved(call.db, named(request.sessionId));
         return ended;
       });
+      call.about.session = 'ended';
       return { session: sessionFromRow(row!) };
     },
 
@@ -211,6 +216,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         if (gone.length === 0) throw await whyNotSaved(call.db, named(request.sessionId));
         return gone;
       });
+      call.about.session = 'deleted';
       return { threadDeleted: row!.threadDeleted };
     },
   };

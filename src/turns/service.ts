@@ -90,7 +90,11 @@ export const turnHandlers = (
     });
     if (begun!.gone) throw deleted('session');
     const { lease, appended, ...row } = begun!;
-    Object.assign(call.about, { sessionId: row.id, threadId: row.threadId });
+    Object.assign(call.about, {
+      sessionId: row.id,
+      threadId: row.threadId,
+      ...(row.created && { session: 'started' }),
+    });
     const session = sessionFromRow(row);
     return {
       session,

@@ -15,6 +15,7 @@ import type { Folder } from './fold.ts';
 import { type LlmRow, llmRequestFromRow } from './llm-request.ts';
 import { positionOf, readUsage } from './report.ts';
 import { exportLines, listLlmRequests, placeOf } from './repository.ts';
+import { checkFilter, checkUsageFilter } from './validate.ts';
 import { whoseUsage } from './whose.ts';
 
 const finish = finisher('usage.record');
@@ -89,16 +90,14 @@ export const usageHandlers = (folder: Folder): Omit<Handlers<typeof UsageService
 
   async getUsage(request, call) {
     const check = new Check();
-    const { groupBy, startDay, endDay } = request;
+    const { groupBy } = request;
     if (check.count('group_by', groupBy, 6)) {
       groupBy.forEach((dimension, i) => {
         check.oneOf(`group_by[${i}]`, dimension, UsageDimension);
         check.that(groupBy.indexOf(dimension) === i, `group_by[${i}]`, 'named twice');
       });
     }
-    checkFilter(check, request);
-    check.that(isDay(startDay), 'start_day', 'not a day such as 2026-11-01');
-    check.that(isDay(endDay), 'end_day', 'not a day such as 2026-11-30');
+    checkUsageFilter(check, request);
     check.page(request);
     check.done();
 
@@ -143,30 +142,7 @@ function pieceOf(call: Call, request: Parameters<Call['page']>[0]) {
   }
 }
 
-interface Filter {
-  userId: string;
-  sessionId: string;
-  projectId: string;
-  provider: string;
-  model: string;
-}
-
-function checkFilter(check: Check, { userId, sessionId, projectId, provider, model }: Filter): void {
-  check.optionalId('user_id', userId);
-  check.optionalUuid('session_id', sessionId);
-  check.optionalId('project_id', projectId);
-  check.optionalId('provider', provider);
-  check.optionalId('model', model);
-}
-
 const timesOf = ({ startTime, endTime }: { startTime?: any; endTime?: any }) => ({
   startTime: timestampText(startTime),
   endTime: timestampText(endTime),
 });
-
-/** A day of the calendar, or ''. */
-function isDay(text: string): boolean {
-  if (text === '') return true;
-  const day = /^\d{4}-\d\d-\d\d$/.test(text) && !text.startsWith('0000') ? new Date(`${text}T00:00:00Z`) : undefined;
-  return day !== undefined && !Number.isNaN(day.getTime()) && day.toISOString().startsWith(text);
-}

@@ -1,5 +1,6 @@
 import { ConversationServiceService as Conversation } from '../src/gen/memory/v1/conversation_service.ts';
 import { MemoryServiceService as Memory } from '../src/gen/memory/v1/memory_service.ts';
+import { UsageServiceService as Usage } from '../src/gen/memory/v1/usage_service.ts';
 import { type Connection, connect } from './client.ts';
 import { any, type Work } from './loop.ts';
 import {
@@ -7,10 +8,12 @@ import {
   forwardLast10,
   getContext,
   listLast,
+  llmRequest,
   newSession,
   type Subjects,
   type TurnSubject,
   touchSession,
+  USAGE_OF_DAYS,
 } from './subjects.ts';
 import { acquireTurn, turnWork } from './turns.ts';
 import { watchWork } from './watch.ts';
@@ -26,6 +29,8 @@ export function rpcWork(connection: Connection, subjects: Subjects): Work {
     ListMessages: () => call(Conversation.listMessages, listLast(readThread, 50)),
     GetContext: () => call(Conversation.getContext, getContext(contextSession)),
     ForwardBundle: (caller) => call(Memory.forwardBundle, forwardLast10(readThread, writtenThreads[caller]!)),
+    RecordLlmRequest: () => call(Usage.recordLlmRequest, llmRequest()),
+    GetUsage: () => call(Usage.getUsage, USAGE_OF_DAYS),
     ...turnWork(call, subjects),
     ...watchWork(connection, subjects.watchedThread),
   };

@@ -48,7 +48,7 @@ export const COMPARISONS: Comparison[] = [
   ...compare(['UpsertSession', 'ListMessages'], [1, 16, MOST], ['echo', 'memoryd', 'pg']),
   ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
-  ...compare(['ForwardBundle'], [1, MOST], ['memoryd']),
+  ...compare(['ForwardBundle', 'RecordLlmRequest', 'GetUsage'], [1, MOST], ['memoryd']),
   ...compare([FAN_OUT], [1, 16], ['memoryd']),
 ];
 

@@ -9,6 +9,8 @@ import {
 import { ForwardBundleRequest, UpsertSessionRequest } from '../src/gen/memory/v1/memory_service.ts';
 import { Message, MessageRole } from '../src/gen/memory/v1/message.ts';
 import { PinnedRef_Kind } from '../src/gen/memory/v1/session.ts';
+import { UsageDimension } from '../src/gen/memory/v1/usage.ts';
+import { GetUsageRequest, RecordLlmRequestRequest } from '../src/gen/memory/v1/usage_service.ts';
 
 /** What the calls are about. What is written is each caller's own. */
 export interface Subjects {
@@ -103,3 +105,25 @@ export const forwardLast10 = (sourceThreadId: string, targetThreadId: string): F
     source: { $case: 'inline', value: { sourceThreadId, selection: { selection: { $case: 'lastN', value: 10 } } } },
     targetThreadId,
   });
+
+const MODELS = ['large-2', 'small-2', 'embed-1'];
+
+/** A call of one of three models. */
+export const llmRequest = (): RecordLlmRequestRequest =>
+  RecordLlmRequestRequest.fromPartial({
+    projectId: 'atlas',
+    llmRequest: {
+      provider: 'acme',
+      model: MODELS[Math.floor(Math.random() * MODELS.length)]!,
+      promptTokens: 1200,
+      cachedTokens: 800,
+      completionTokens: 150,
+      promptUnitCost: '0.000003',
+      cachedUnitCost: '0.0000003',
+      completionUnitCost: '0.000015',
+      latencyMs: 1800,
+      status: 'ok',
+    },
+  });
+
+export const USAGE_OF_DAYS = GetUsageRequest.fromPartial({ groupBy: [UsageDimension.DAY, UsageDimension.MODEL] });

@@ -18,6 +18,8 @@ const INTRUDER = who('acme', 'outsider');
 const SERVICES = ['memory.v1.AuditService', 'memory.v1.ConversationService', 'memory.v1.MemoryService'];
 const MEMORY = 'memory.v1.MemoryService';
 const CONVERSATION = 'memory.v1.ConversationService';
+const USAGE = 'memory.v1.UsageService';
+const AUDIT = 'memory.v1.AuditService';
 
 const pick = (field: string, list: Record<string, unknown>[]): unknown[] => list.map((item) => item[field]);
 const short = (id: string): string => (id.length > 13 ? `${id.slice(0, 13)}…` : id);
@@ -123,11 +125,37 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
     messages: [{ role: 'MESSAGE_ROLE_ASSISTANT', content: 'You do.' }],
     turn: { query: next.content, response: 'You do.' },
     statePatch: { step: 2 },
+    llmRequests: [{ provider: 'tour', model: 'm', promptTokens: '100', promptUnitCost: '0.000003' }],
+    toolCalls: [{ toolName: 'fetch', input: { password: 'a secret' } }],
     release: true,
     requestId: randomUUID(),
   });
   same('the seqs', pick('seq', committed.messages), ['4']);
   say('CommitTurn', 'appended the answer, recorded the turn, patched the state, gave the turn back');
+
+  const usage = await ok(`${USAGE}/GetUsage`, { sessionId: session.id, groupBy: ['USAGE_DIMENSION_MODEL'] });
+  same('the usage', [usage.usage.length, usage.usage[0]?.requests, usage.usage[0]?.cost], [1, '1', '0.0003']);
+  say(
+    'GetUsage',
+    `one call of model ${usage.usage[0].model}, ${usage.usage[0].totalTokens} tokens, ${usage.usage[0].cost}`,
+  );
+  const { toolCalls } = await ok(`${AUDIT}/ListToolCalls`, { sessionId: session.id });
+  same('the input', toolCalls[0]?.record.input, { password: '[redacted]' });
+  say('ListToolCalls', `one call of ${toolCalls[0].record.toolName}, with its password redacted`);
+
+  const limit = {
+    scope: 'SCOPE_SESSION',
+    subject: session.id,
+    period: 'PERIOD_DAY',
+    costLimit: '0.0003',
+    enforce: true,
+  };
+  await ok(`${USAGE}/SetBudget`, { budget: limit, requestId: randomUUID() });
+  const spent = await refused('RESOURCE_EXHAUSTED', 'BUDGET_EXCEEDED', `${CONVERSATION}/BeginTurn`, {
+    session: { id: session.id },
+    holder: 'tour',
+  });
+  say('BeginTurn', `with a budget of ${limit.costLimit} for the session: ${told(spent)}`);
 
   const selection = { messageIds: { ids: pick('id', appended.messages) } };
   const { bundle } = await ok(`${MEMORY}/SaveBundle`, { sourceThreadId: threadId, selection, requestId: randomUUID() });

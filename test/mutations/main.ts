@@ -13,6 +13,7 @@ import { MEMORIES } from './memories.ts';
 import type { Mutant } from './mutant.ts';
 import { RULES } from './rules.ts';
 import { TRANSFER } from './transfer.ts';
+import { USAGE } from './usage.ts';
 
 // Puts known bugs into a copy of the service, one at a time, and runs the tests that are there to catch them. Words on the
 // command line choose the mutants that have one of them in their name.
@@ -155,7 +156,7 @@ function show({ mutant, caught, how, ms }: Verdict): void {
 }
 
 const words = process.argv.slice(2);
-const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...DOCUMENTS, ...MEMORIES, ...TRANSFER];
+const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...DOCUMENTS, ...MEMORIES, ...TRANSFER, ...USAGE];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));
 const verdicts: Verdict[] = [];

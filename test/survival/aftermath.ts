@@ -55,6 +55,7 @@ export async function checkAftermath(
     checkSession(session, own, events, check);
   }
   await checkMemories(clients, happened, events, check);
+  await checkUsage(ledger.entries, happened, clients, rows, check);
   const bundles = await checkBundles(clients, messages, ledger.entries, happened, check);
   const revisions = await checkDrafts(rows, ledger.entries, happened, check);
   const [{ turns, handoffs }] = await rows(
@@ -170,6 +171,32 @@ function checkMessages(entries: Entry[], happened: Set<Entry>, threads: Map<stri
     );
   }
   for (const key of stored.keys()) check(false, () => `nobody has sent what is in ${key}`);
+}
+
+/** Each call of a model that was to be recorded is there once if it happened, and in the sums once, whoever added up. */
+async function checkUsage(
+  entries: Entry[],
+  happened: Set<Entry>,
+  { usage }: Clients,
+  rows: (sql: string) => Promise<any[]>,
+  check: Check,
+): Promise<void> {
+  const ids = (await rows('select external_id as id from llm_requests where tenant_id = $1'))
+    .map(({ id }) => id)
+    .sort();
+  const wanted = entries
+    .filter((entry) => entry.intent.usage && happened.has(entry))
+    .map((entry) => entry.intent.usage!);
+  check(
+    isDeepStrictEqual(ids, wanted.sort()),
+    () => `${wanted.length} calls of models were recorded, and ${ids.length} are there`,
+  );
+  const [told] = (await usage.getUsage({})).usage;
+  const cost = String(wanted.length / 10);
+  check(
+    told!.requests === wanted.length && told!.cost === cost,
+    () => `${wanted.length} calls came to ${cost}, and are told as ${told!.requests} that came to ${told!.cost}`,
+  );
 }
 
 /** Its revisions are a chain, each told to one change, and its state is what the changes make in the order of the chain. */

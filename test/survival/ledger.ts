@@ -28,6 +28,8 @@ export interface Intent {
   draft?: { sectionId: string; content: string; token: number; profileKey: string | undefined };
   /** What it puts. */
   memory?: { key: string; value: string };
+  /** The id of the call of a model that it records. */
+  usage?: string;
   /** The events that it leaves in the audit log if it happens. */
   events: string[];
 }

@@ -17,6 +17,7 @@ export async function work(worker: Worker): Promise<void> {
     append,
     append,
     appendByClientId,
+    record,
     upsert,
     upsert,
     edit,
@@ -109,14 +110,25 @@ async function turn(worker: Worker): Promise<void> {
     messages: [{ role: ASSISTANT, content: answer }],
     turn: { query: question, response: answer },
     statePatch: answered,
+    llmRequests: [spent(answer)],
     release: true,
   };
   const committing = ['turns.commit', 'sessions.upsert', 'messages.append', 'turns.release'];
   await worker.intend(
     'commit',
-    { threadId, contents: [answer], surfaceId, state: answered, events: committing },
+    { threadId, contents: [answer], surfaceId, state: answered, usage: answer, events: committing },
     ({ conversation }, { id, metadata, options }) =>
       conversation.commitTurn({ ...commit, requestId: id }, metadata, options),
+  );
+}
+
+/** What a call of a model cost, by an id of its own. */
+const spent = (externalId: string) => ({ provider: 'p', model: 'm', totalTokens: 1, cost: '0.1', externalId });
+
+async function record(worker: Worker): Promise<void> {
+  const usage = worker.fresh();
+  await worker.intend('record', { usage, events: ['usage.record'] }, (clients, { id, metadata, options }) =>
+    clients.usage.recordLlmRequest({ llmRequest: spent(usage), requestId: id }, metadata, options),
   );
 }
 

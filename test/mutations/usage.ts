@@ -1,0 +1,68 @@
+import { type Mutant, mutant } from './mutant.ts';
+
+/** Bugs that count wrongly, tell others, keep what must not be kept, or let spend what is spent. */
+export const USAGE: Mutant[] = [
+  mutant(
+    'usage is added up again and again',
+    'src/usage/fold.ts',
+    'update llm_requests r set folded = true',
+    'update llm_requests r set folded = false',
+    'usage-rollups',
+  ),
+  mutant(
+    'usage is told only once it is added up',
+    'src/usage/report.ts',
+    'from waiting',
+    'from waiting where false',
+    'usage',
+  ),
+  mutant(
+    'a member is told the usage of all',
+    'src/usage/whose.ts',
+    'return call.identity.user;',
+    'return userId;',
+    'usage',
+  ),
+  mutant(
+    'a cached token costs as much as any',
+    'src/usage/calls.ts',
+    'coalesce(c.cached, c.prompt, 0)',
+    'coalesce(c.prompt, 0)',
+    'usage',
+  ),
+  mutant(
+    'a call of a model is counted twice',
+    'migrations/0014_usage.sql',
+    'create unique index llm_requests_external',
+    'create index llm_requests_external',
+    'usage',
+  ),
+  mutant(
+    'bodies of requests are stored',
+    'src/usage/calls.ts',
+    'request: requestParameters(request.request),',
+    'request: request.request,',
+    'usage',
+  ),
+  mutant(
+    'secrets in calls of tools are stored',
+    'src/usage/calls.ts',
+    'input: redactStruct(call.input),',
+    'input: call.input,',
+    'records',
+  ),
+  mutant(
+    'a turn begins though its budget is spent',
+    'src/usage/budgets.ts',
+    'budget.enforce && budget.exceeded)',
+    'budget.enforce && budget.exceeded && budget.msLeft < 0)',
+    'budgets',
+  ),
+  mutant(
+    'a member changes the budget that an admin has set',
+    'src/usage/budgets.ts',
+    'where (not b.by_admin or excluded.by_admin)',
+    'where true',
+    'budgets',
+  ),
+];

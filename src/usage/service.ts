@@ -124,7 +124,7 @@ export const usageHandlers = (folder: Folder): Omit<Handlers<typeof UsageService
       const { rows, nextPageToken } = page.cut(found, (row) => [row.id]);
       call.count('read', 'llm_requests', rows.length);
       if (rows.length > 0) {
-        yield { lines: Buffer.from(rows.map(({ line }) => `${line}\n`).join('')), cursor: nextPageToken };
+        yield { lines: rows.map(({ line }) => `${line}\n`).join(''), cursor: nextPageToken };
       }
       if (!nextPageToken) return;
       pageToken = nextPageToken;

@@ -146,10 +146,11 @@ export interface ExportUsageRequest {
 export interface ExportUsageResponse {
   /**
    * Whole lines, each with one call as a JSON object and a line feed: `id`, `user_id`, `session_id`, `turn_id`, `project_id`,
-   * `provider`, `model`, `prompt_tokens`, `cached_tokens`, `completion_tokens`, `total_tokens`, `cost` (a decimal string),
-   * `latency_ms`, `status`, `external_id`, `create_time`.
+   * `provider`, `model`, `prompt_tokens`, `cached_tokens`, `completion_tokens`, `total_tokens`, `cost`, `prompt_unit_cost`,
+   * `cached_unit_cost` and `completion_unit_cost` (decimals, as strings), `latency_ms`, `status`, `external_id`, `create_time`.
+   * What was not given is null or empty.
    */
-  lines: Uint8Array;
+  lines: string;
   /** Where the next piece begins. Empty on the last one. */
   cursor: string;
 }
@@ -1015,13 +1016,13 @@ export const ExportUsageRequest: MessageFns<ExportUsageRequest> = {
 };
 
 function createBaseExportUsageResponse(): ExportUsageResponse {
-  return { lines: new Uint8Array(0), cursor: "" };
+  return { lines: "", cursor: "" };
 }
 
 export const ExportUsageResponse: MessageFns<ExportUsageResponse> = {
   encode(message: ExportUsageResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.lines.length !== 0) {
-      writer.uint32(10).bytes(message.lines);
+    if (message.lines !== "") {
+      writer.uint32(10).string(message.lines);
     }
     if (message.cursor !== "") {
       writer.uint32(18).string(message.cursor);
@@ -1047,7 +1048,7 @@ export const ExportUsageResponse: MessageFns<ExportUsageResponse> = {
               break;
             }
 
-            message.lines = reader.bytes();
+            message.lines = reader.string();
             continue;
           }
           case 2: {
@@ -1075,7 +1076,7 @@ export const ExportUsageResponse: MessageFns<ExportUsageResponse> = {
   },
   fromPartial<I extends Exact<DeepPartial<ExportUsageResponse>, I>>(object: I): ExportUsageResponse {
     const message = createBaseExportUsageResponse();
-    message.lines = object.lines ?? new Uint8Array(0);
+    message.lines = object.lines ?? "";
     message.cursor = object.cursor ?? "";
     return message;
   },

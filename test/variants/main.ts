@@ -20,17 +20,27 @@ const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const WITHOUT_POSTGRES = {
   'context-assemble': 'it needs no database',
   'dev-postgres': 'it is about the Postgres that comes with memoryd',
+  errors: 'it needs no database',
+  inflight: 'it needs no database',
+  jwt: 'it needs no database',
   pii: 'it needs no database',
+  'profile-merge': 'it needs no database',
   readme: 'it needs no database',
   record: 'it needs no database',
+  'snapshot-stores': 'it needs no database',
+  'survival-checker': 'it needs no database',
+  tracing: 'it needs no database',
 };
 const WITHOUT_SERVICE = {
+  gather: 'it cuts connections and alters what goes over them, by a proxy of its own in the place of the pooler',
   migrate: 'migrations go past the pooler',
   rls: 'it is about the database itself',
   'rls-roles': 'it is about the database itself',
   serve: 'it is about commands, and most of these go past the pooler',
+  'transfer-command': 'it is about commands, which go past the pooler',
   transaction: 'it counts on a backend for each connection, which it kills and cuts',
   'turn-kill': 'it cuts connections by a proxy of its own in the place of the pooler',
+  uploads: 'it is about the store; its jobs go past the pooler',
 };
 
 /** Test files to which the extension makes a difference. */

@@ -2,6 +2,7 @@ import { ConversationServiceService as Conversation } from '../src/gen/memory/v1
 import { MemoryServiceService as Memory } from '../src/gen/memory/v1/memory_service.ts';
 import { UsageServiceService as Usage } from '../src/gen/memory/v1/usage_service.ts';
 import { type Connection, connect } from './client.ts';
+import { draftSubject, draftWork } from './drafts.ts';
 import { any, type Work } from './loop.ts';
 import {
   appendMessages,
@@ -32,6 +33,7 @@ export function rpcWork(connection: Connection, subjects: Subjects): Work {
     RecordLlmRequest: () => call(Usage.recordLlmRequest, llmRequest()),
     GetUsage: () => call(Usage.getUsage, USAGE_OF_DAYS),
     ...turnWork(call, subjects),
+    ...draftWork(call, subjects),
     ...watchWork(connection, subjects.watchedThread),
   };
 }
@@ -69,6 +71,7 @@ export async function seed(address: string, scope: Subjects['scope'], callers: n
       const { lease } = await call(Conversation.acquireTurn, acquireTurn(held.threadId));
       return { ...held, fencingToken: lease!.fencingToken };
     }),
+    drafts: await each(callers, (number) => draftSubject(call, `section-${number}`)),
   };
   close();
   return subjects;

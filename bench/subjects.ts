@@ -26,6 +26,13 @@ export interface Subjects {
   turns: TurnSubject[];
   /** Where a turn was taken once and is committed again and again. */
   heldTurns: (TurnSubject & { fencingToken: number })[];
+  /** Sections that are held all the time. */
+  drafts: DraftSubject[];
+}
+
+export interface DraftSubject {
+  sectionId: string;
+  fencingToken: number;
 }
 
 export interface TurnSubject {

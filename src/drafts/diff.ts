@@ -11,8 +11,12 @@ export interface Diff {
   truncated: boolean;
 }
 
+/** Of each pair of texts how they differ: see {@link unifiedDiff}. */
+export const unifiedDiffs = (pairs: [string, string][], names: [string, string]): Diff[] =>
+  pairs.map(([before, after]) => unifiedDiff(before, after, names));
+
 /** How two texts differ, as a unified diff, or '' if they do not. If too much has changed, all lines are replaced. */
-export function unifiedDiff(before: string, after: string, names: [string, string]): Diff {
+function unifiedDiff(before: string, after: string, names: [string, string]): Diff {
   if (before === after) return { text: '', truncated: false };
   const options = { context: 3, maxEditLength: MAX_EDITS, timeout: MAX_MS };
   const patch = createTwoFilesPatch(...names, before, after, undefined, undefined, options);

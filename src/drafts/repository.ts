@@ -181,8 +181,11 @@ export async function getDraft(db: TenantDb, { projectId, sectionId }: Section):
 
 const GET_REVISION = query<RevisionRow & Content>(`
   select ${REVISION}, ${CONTENT} from draft_revisions r
-  where r.tenant_id = $1 and r.env = $2 and r.project_id = $4 and r.section_id = $5 and r.revision = $6::bigint`);
+  where r.tenant_id = $1 and r.env = $2 and r.project_id = $4 and r.section_id = $5
+    and r.revision = coalesce(nullif($6::bigint, 0), (
+      select t.revision from drafts t where t.tenant_id = $1 and t.env = $2 and t.project_id = $4 and t.section_id = $5))`);
 
+/** A revision of a section, or the newest if that is 0. */
 export async function getRevision(
   db: TenantDb,
   { projectId, sectionId }: Section,

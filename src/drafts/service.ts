@@ -1,3 +1,4 @@
+import { together } from '../db/transaction.ts';
 import type { ArtifactServiceService } from '../gen/memory/v1/artifact_service.ts';
 import { hasInputs } from '../inputs/repository.ts';
 import { checkProfile, prepareProfile } from '../projects/put.ts';
@@ -64,8 +65,10 @@ export const draftHandlers: Pick<Handlers<typeof ArtifactServiceService>, DraftM
     check.seq('revision', request.revision);
     check.done();
 
-    const draft = await getDraft(call.db, request);
-    const revision = await getRevision(call.db, request, request.revision || draft.revision);
+    const [draft, revision] = await together([
+      getDraft(call.db, request),
+      getRevision(call.db, request, request.revision),
+    ]);
     call.count('read', 'draft_revisions', 1);
     return { draft: draftFromRow(draft), revision: revisionFromRow(revision) };
   },
@@ -133,14 +136,15 @@ async function compare(
 ) {
   if (revision === 0) return { before: 0, contentDiff: '', sourcesDiff: '', diffTruncated: false };
   const names: [string, string] = [`revision ${revision}`, `revision ${revision + 1}`];
-  const [ofContent, ofSources] = await Promise.all([
-    inThread(call.limits, 'diff', content, after.content, names),
-    inThread(call.limits, 'diff', sourcesText(sources), sourcesText(after.sources), names),
-  ]);
+  const pairs: [string, string][] = [
+    [content, after.content],
+    [sourcesText(sources), sourcesText(after.sources)],
+  ];
+  const [ofContent, ofSources] = await inThread(call.limits, 'diff', pairs, names);
   return {
     before: revision,
-    contentDiff: ofContent.text,
-    sourcesDiff: ofSources.text,
-    diffTruncated: ofContent.truncated || ofSources.truncated,
+    contentDiff: ofContent!.text,
+    sourcesDiff: ofSources!.text,
+    diffTruncated: ofContent!.truncated || ofSources!.truncated,
   };
 }

@@ -1,5 +1,5 @@
 import { parentPort } from 'node:worker_threads';
-import { unifiedDiff } from '../drafts/diff.ts';
+import { unifiedDiffs } from '../drafts/diff.ts';
 import { readDocument } from './document.ts';
 import { mergeDocuments } from './merge.ts';
 
@@ -8,7 +8,7 @@ import { mergeDocuments } from './merge.ts';
 const JOBS = {
   check: (yaml: string) => readDocument(yaml).faults ?? [],
   merge: mergeDocuments,
-  diff: unifiedDiff,
+  diff: unifiedDiffs,
 };
 
 export type Jobs = typeof JOBS;

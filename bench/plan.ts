@@ -49,7 +49,6 @@ export const COMPARISONS: Comparison[] = [
   ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
   ...compare(['ForwardBundle', 'RecordLlmRequest', 'GetUsage'], [1, MOST], ['memoryd']),
-  ...compare(['ForwardBundle'], [1, MOST], ['memoryd']),
   ...compare(['SaveDraft', 'GetDraft'], [1, MOST], ['memoryd']),
   ...compare([FAN_OUT], [1, 16], ['memoryd']),
 ];

@@ -1,7 +1,76 @@
+import { isDeepStrictEqual } from 'node:util';
 import { expect } from 'chai';
-import { parse } from 'yaml';
+import fc from 'fast-check';
+import { parse, stringify } from 'yaml';
 import { readDocument } from '../src/projects/document.ts';
 import { mergeDocuments } from '../src/projects/merge.ts';
+
+const ODD = [
+  '',
+  ' a ',
+  '- x',
+  'null',
+  '1',
+  '1.0',
+  '#',
+  'a: b',
+  '*a',
+  '&a',
+  '!t',
+  '\n',
+  'a\nb\n',
+  "'",
+  '"',
+  '%',
+  '---',
+  '...',
+  '<<',
+  '~',
+];
+const ABSENT = Symbol('absent');
+
+const isMap = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+const hasIds = (value: unknown): value is { id: unknown }[] =>
+  Array.isArray(value) &&
+  value.every(
+    (item) => isMap(item) && 'id' in item && !isMap(item.id) && item.id !== null && !Array.isArray(item.id),
+  ) &&
+  new Set(value.map(({ id }) => id)).size === value.length;
+const byId = (list: { id: unknown }[]) => new Map(list.map((item) => [item.id, item]));
+
+/** The same by the rules of the merge alone, on values: without order, comments and style. */
+function mergedValues(base: unknown, ours: unknown, theirs: unknown, path: string, conflicts: string[]): unknown {
+  if (isDeepStrictEqual(ours, base)) return theirs;
+  if (isDeepStrictEqual(theirs, base)) return ours;
+  if (isMap(ours) && isMap(theirs)) {
+    const there = isMap(base) ? base : {};
+    const keys = new Set([...Object.keys(theirs), ...Object.keys(ours)]);
+    const of = (map: Record<string, unknown>, key: string) => (Object.hasOwn(map, key) ? map[key] : ABSENT);
+    const entries = [...keys].map((key) => [
+      key,
+      mergedValues(of(there, key), of(ours, key), of(theirs, key), `${path}.${key}`, conflicts),
+    ]);
+    return Object.fromEntries(entries.filter(([, value]) => value !== ABSENT));
+  }
+  if (hasIds(ours) && hasIds(theirs) && (!Array.isArray(base) || hasIds(base))) {
+    const [b, o, t] = [Array.isArray(base) ? base : [], ours, theirs].map(byId);
+    const items = [...new Set([...t!.keys(), ...o!.keys()])].map((id) =>
+      mergedValues(b!.get(id) ?? ABSENT, o!.get(id) ?? ABSENT, t!.get(id) ?? ABSENT, `${path}[${id}]`, conflicts),
+    );
+    return items.filter((item) => item !== ABSENT);
+  }
+  if (!isDeepStrictEqual(ours, theirs)) conflicts.push(path);
+  return theirs;
+}
+
+/** Without the order of items that have ids. */
+const unordered = (value: unknown): unknown => {
+  if (isMap(value)) return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, unordered(inner)]));
+  if (!Array.isArray(value)) return value;
+  const items = value.map(unordered);
+  return hasIds(items) ? items.sort((a, b) => Number(a.id) - Number(b.id)) : items;
+};
 
 interface Case {
   what: string;
@@ -337,6 +406,43 @@ describe('merging project profiles', () => {
     expect(parse(other, { intAsBigInt: true })).to.deep.equal(parse(text, { intAsBigInt: true }));
     return true;
   };
+
+  it('does with any documents what a merge of plain values does', () => {
+    const text = fc.oneof(fc.string({ unit: 'grapheme', maxLength: 12 }), fc.constantFrom(...ODD));
+    const plain = fc.oneof(text, fc.integer(), fc.boolean(), fc.constant(null), fc.double({ noNaN: true }));
+    const key = fc.oneof({ weight: 8, arbitrary: fc.constantFrom('a', 'b', 'c', 'd') }, { weight: 1, arbitrary: text });
+    const people = fc.uniqueArray(fc.record({ id: fc.nat(4), of: plain }, { noNullPrototype: true }), {
+      selector: ({ id }) => id,
+      maxLength: 4,
+    });
+    const { tree } = fc.letrec<{ tree: unknown; map: Record<string, unknown> }>((tie) => ({
+      tree: fc.oneof({ depthSize: 'small' }, plain, fc.array(tie('tree'), { maxLength: 3 }), people, tie('map')),
+      map: fc.dictionary(key, tie('tree'), { maxKeys: 5, noNullPrototype: true }),
+    }));
+    const root = fc
+      .tuple(fc.dictionary(key, tree, { maxKeys: 6, noNullPrototype: true }), fc.option(people, { nil: undefined }))
+      .map(([own, list]) => (list ? { ...own, people: list } : own));
+    // Each side takes some of its keys from what was there.
+    const sides = fc.tuple(root, root, root, fc.infiniteStream(fc.boolean())).map(([base, ours, theirs, keep]) => {
+      const mixed = (own: Record<string, unknown>) =>
+        Object.fromEntries(
+          [...new Set([...Object.keys(base), ...Object.keys(own)])].flatMap((name) => {
+            const from = keep.next().value && Object.hasOwn(base, name) ? base : own;
+            return Object.hasOwn(from, name) ? [[name, from[name]]] : [];
+          }),
+        );
+      return [base, mixed(ours), mixed(theirs)] as const;
+    });
+    const property = fc.property(sides, ([base, ours, theirs]) => {
+      const [b, o, t] = [base, ours, theirs].map((side) => stringify(side));
+      const result = mergeDocuments(b!, o!, t!);
+      const conflicts: string[] = [];
+      const expected = mergedValues(base, ours, theirs, '', conflicts);
+      if (conflicts.length > 0) expect(result).to.have.property('conflicts').that.has.length(conflicts.length);
+      else expect(unordered(parse((result as { yaml: string }).yaml))).to.deep.equal(unordered(expected));
+    });
+    fc.assert(property, { numRuns: 400 });
+  }).timeout(30_000);
 
   it('is bounded where aliases stand for more and more', () => {
     const lines = Array.from({ length: 30 }, (_, i) => `a${i + 1}: &a${i + 1} [*a${i}, *a${i}, *a${i}]`);

@@ -2,7 +2,7 @@ import { Worker } from 'node:worker_threads';
 import { Interrupted } from '../db/failure.ts';
 import type { Limits } from '../db/pool.ts';
 import { exhausted, unavailable } from '../rpc/errors.ts';
-import type { Jobs } from './worker.ts';
+import type { Answer, Jobs } from './worker.ts';
 
 // Reading 256 KiB of YAML takes a third of a second, merging three such documents one to two, and what is made to be slow ten
 // times as long: none of it happens in the event loop.
@@ -38,9 +38,10 @@ function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {
       busy.off('message', answered).off('exit', died);
       busy.unref(); // an idle thread keeps no process running
     };
-    const answered = (answer: unknown) => {
+    const answered = (message: Answer) => {
       end();
-      resolve(answer);
+      if ('answer' in message) resolve(message.answer);
+      else reject(new Error(`${job} failed: ${message.failure}`));
     };
     const died = () => {
       end();

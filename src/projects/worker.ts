@@ -12,9 +12,17 @@ const JOBS = {
 };
 
 export type Jobs = typeof JOBS;
+/** What a job gave, or the name of the error that it failed with: never its text, which may quote a document. */
+export type Answer = { answer: unknown } | { failure: string };
 export type Order = { [Name in keyof Jobs]: { job: Name; given: Parameters<Jobs[Name]> } }[keyof Jobs];
 
 parentPort!.on('message', ({ job, given }: Order) => {
   const work = JOBS[job] as (...given: unknown[]) => unknown;
-  parentPort!.postMessage(work(...given));
+  let answer: Answer;
+  try {
+    answer = { answer: work(...given) };
+  } catch (error) {
+    answer = { failure: (error as Error).name };
+  }
+  parentPort!.postMessage(answer);
 });

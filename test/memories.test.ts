@@ -219,6 +219,36 @@ describe('project memories', () => {
     expect((await client.project.listMemories({ projectId, pageSize: 1 })).memories[0]!.key).to.equal('odd/7');
   });
 
+  it('lists by a prefix that few keys have, or many, and by any characters', async () => {
+    const odd = ['a', 'a%', 'a_b', 'A', 'ä', 'a\u{10ffff}', 'a\u{10ffff}\u{10ffff}b', '👋', '👋👋', 'a b'];
+    for (const key of odd) await put(key, 'v');
+    for (const keyPrefix of ['a', 'a%', 'a_', 'A', 'ä', 'a\u{10ffff}', '👋', 'b']) {
+      const expected = odd.filter((key) => key.startsWith(keyPrefix)).reverse();
+      expect(keysOf(await list({ keyPrefix })), keyPrefix).to.deep.equal(expected);
+    }
+    const scope = [tenant, 'dev', projectId];
+    await tenantSql(
+      tenant,
+      `with m as (
+         insert into memories (tenant_id, env, id, project_id, key, version, create_time, update_time, created_by, updated_by)
+         select $1, $2, gen_random_uuid(), $3, 'many ' || n, 1, now(), now(), 'user', 'user' from generate_series(1, 1200) n returning *
+       ), v as (
+         insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, create_time, created_by)
+         select $1, $2, id, 1, key, jsonb_build_object('odd', right(key, 1)::int % 2), now(), 'user' from m
+       )
+       insert into memory_uses (tenant_id, env, memory_id, project_id, use_time)
+       select $1, $2, id, $3, now() + substr(key, 6)::int * interval '1 microsecond' from m`,
+      scope,
+    );
+    for (const [keyPrefix, count] of Object.entries({ many: 1200, 'many 1': 312, 'many 12': 12 })) {
+      const found = await list({ keyPrefix, pageSize: 500 });
+      expect(new Set(keysOf(found)).size, keyPrefix).to.equal(count);
+      expect(found.every(({ key }) => key.startsWith(keyPrefix))).to.equal(true);
+    }
+    const odds = keysOf(await list({ keyPrefix: 'many 12', metadataFilter: { odd: 1 } }));
+    expect(odds).to.have.members(['many 121', 'many 123', 'many 125', 'many 127', 'many 129']);
+  });
+
   it('ends a page at 1 MiB', async () => {
     const value = randomBytes(24 * 1024)
       .toString('base64')

@@ -4,6 +4,7 @@ import { UsageServiceService as Usage } from '../src/gen/memory/v1/usage_service
 import { type Connection, connect } from './client.ts';
 import { draftSubject, draftWork } from './drafts.ts';
 import { any, type Work } from './loop.ts';
+import { memoriesWork, seedMemories } from './memories.ts';
 import {
   appendMessages,
   forwardLast10,
@@ -32,6 +33,7 @@ export function rpcWork(connection: Connection, subjects: Subjects): Work {
     ForwardBundle: (caller) => call(Memory.forwardBundle, forwardLast10(readThread, writtenThreads[caller]!)),
     RecordLlmRequest: () => call(Usage.recordLlmRequest, llmRequest()),
     GetUsage: () => call(Usage.getUsage, USAGE_OF_DAYS),
+    ...memoriesWork(call),
     ...turnWork(call, subjects),
     ...draftWork(call, subjects),
     ...watchWork(connection, subjects.watchedThread),
@@ -54,6 +56,7 @@ export async function seed(address: string, scope: Subjects['scope'], callers: n
 
   const readThread = 'read';
   await append(readThread, READ_MESSAGES);
+  await seedMemories(call);
   const subjects: Subjects = {
     scope,
     readThread,

@@ -50,6 +50,7 @@ export const COMPARISONS: Comparison[] = [
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
   ...compare(['ForwardBundle', 'RecordLlmRequest', 'GetUsage'], [1, MOST], ['memoryd']),
   ...compare(['SaveDraft', 'GetDraft'], [1, MOST], ['memoryd']),
+  ...compare(['PutMemory', 'GetMemory', 'SearchMemories'], [1, MOST], ['memoryd']),
   ...compare([FAN_OUT], [1, 16], ['memoryd']),
 ];
 

@@ -355,6 +355,43 @@ describe('usage', () => {
     );
   });
 
+  it('is listed and exported by time', async () => {
+    const ids: string[] = [];
+    for (let i = 0; i < 4; i++) ids.push((await record()).llmRequest!.id);
+    // A minute apart, each.
+    await tenantSql(
+      tenant,
+      `update llm_requests set create_time = '2026-05-05 12:00Z'::timestamptz + make_interval(mins => array_position($1::uuid[], id))`,
+      [ids],
+    );
+    const at = (minute: number) => ({ seconds: Date.UTC(2026, 4, 5, 12, minute) / 1000, nanos: 0 });
+    const listed = async (times: object) =>
+      (await client.usage.listLlmRequests(times)).llmRequests.map(({ id }) => ids.indexOf(id));
+    const exported = async (times: object) => {
+      const request = { userId: '', startTime: undefined, endTime: undefined, cursor: '', ...times };
+      const pieces = await client.streams.usage.exportUsage(request, as('user')).toArray();
+      return pieces.flatMap(({ lines }) =>
+        lines
+          .trimEnd()
+          .split('\n')
+          .map((line: string) => ids.indexOf(JSON.parse(line).id)),
+      );
+    };
+    // The ids are of now: only who asks for times near them can rely on them.
+    for (const id of ids) {
+      const then = `019df7d8-${id.slice(9)}`;
+      await tenantSql(tenant, 'update llm_requests set id = $2 where id = $1', [id, then]);
+      ids[ids.indexOf(id)] = then;
+    }
+    expect(await listed({})).to.deep.equal([3, 2, 1, 0]);
+    expect(await listed({ startTime: at(2) })).to.deep.equal([3, 2, 1]);
+    expect(await listed({ startTime: at(2), endTime: at(4) })).to.deep.equal([2, 1]);
+    expect(await listed({ endTime: at(1) })).to.deep.equal([]);
+    expect(await exported({ startTime: at(2), endTime: at(4) })).to.deep.equal([1, 2]);
+    expect(await exported({ endTime: { seconds: 253_402_300_799, nanos: 0 } })).to.deep.equal([0, 1, 2, 3]);
+    expect(await exported({ startTime: { seconds: -62_135_596_800, nanos: 0 } })).to.deep.equal([0, 1, 2, 3]);
+  });
+
   it('exports all of it as lines, and goes on after a cursor', async () => {
     await tenantSql(
       tenant,

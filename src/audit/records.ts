@@ -1,4 +1,4 @@
-import { pointRead } from '../db/statement.ts';
+import { pointRead, query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Prompt, PromptRecord, ToolCall, ToolCallRecord } from '../gen/memory/v1/call.ts';
@@ -7,7 +7,7 @@ import { liveSession, sessionEnded } from '../threads/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
 
 // Shared with others that record, and held against who deletes the session or wipes its history meanwhile.
-const LOCK = pointRead<{ live: boolean; gone: boolean; hasTurn: boolean }>(`
+const LOCK = query<{ live: boolean; gone: boolean; hasTurn: boolean }>(`
   select ${liveSession('s')} as live, s.delete_time is not null as gone, $5::uuid is null or exists (
     select from turns t where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.session_id = s.id and t.id = $5) as has_turn
   from sessions s

@@ -51,7 +51,7 @@ function make({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<Record
   const where = [
     `($6 = '' or project_id = $6)`,
     `$7 in ('', provider) and $8 in ('', model)`,
-    `($9::date is null or day >= $9) and ($10::date is null or day <= $10)`,
+    `day >= coalesce($9::date, '-infinity') and day <= coalesce($10::date, 'infinity')`,
     ofUser ? 'user_id = $4' : `$4 = ''`,
     ofSession ? 'session_id = $5' : `$5::text = ''`,
     goesOn && `(${keys.join(', ')}) > (${after.join(', ')})`,

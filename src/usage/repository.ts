@@ -29,6 +29,26 @@ export interface LlmFilter {
   endTime: string | null;
 }
 
+const DAY_MS = 24 * 3600 * 1000;
+const [FIRST_ID, LAST_ID] = ['00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff'];
+
+/**
+ * The ids that calls of a time can have: UUIDv7 begin with the milliseconds by the clock of the server that made them, which
+ * may be some way off the database's. So a time is a place in an index, in which the rows then tell for themselves.
+ */
+function idsBetween(startTime: string | null, endTime: string | null): { from: string; to: string } {
+  const idAt = (ms: number) => {
+    const hex = Math.min(Math.max(ms, 0), 2 ** 48 - 1)
+      .toString(16)
+      .padStart(12, '0');
+    return `${hex.slice(0, 8)}-${hex.slice(8)}-0000-0000-000000000000`;
+  };
+  return {
+    from: startTime ? idAt(Date.parse(startTime) - DAY_MS) : FIRST_ID,
+    to: endTime ? idAt(Date.parse(endTime) + DAY_MS) : LAST_ID,
+  };
+}
+
 // A user or a session that is named is a place in an index, which a condition that may be left out is not.
 const list = (ofUser: boolean, ofSession: boolean) =>
   query<LlmRow & { byteSize: number }>(`
@@ -39,8 +59,8 @@ const list = (ofUser: boolean, ofSession: boolean) =>
     and ${ofSession ? 'r.session_id = $5::uuid' : '$5::uuid is null'} and ($6::uuid is null or r.turn_id = $6)
     and $7 in ('', r.project_id) and $8 in ('', r.provider) and $9 in ('', r.model) and $10 in ('', r.status)
     and ($11::timestamptz is null or r.create_time >= $11) and ($12::timestamptz is null or r.create_time < $12)
-    and r.id < coalesce($13::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-  order by r.id desc limit $14::int`);
+    and r.id > $13::uuid and r.id < $14::uuid
+  order by r.id desc limit $15::int`);
 
 const LISTS = [list(false, false), list(false, true), list(true, false), list(true, true)];
 
@@ -51,8 +71,14 @@ export async function listLlmRequests(
   limit: number,
 ): Promise<(LlmRow & { byteSize: number })[]> {
   const { userId, sessionId, turnId, projectId, provider, model, status, startTime, endTime } = filter;
+  const { from, to } = idsBetween(startTime, endTime);
   const values = [userId, sessionId || null, turnId || null, projectId, provider, model, status, startTime, endTime];
-  return db.query(LISTS[Number(userId !== '') * 2 + Number(sessionId !== '')]!, [...values, after, limit]);
+  return db.query(LISTS[Number(userId !== '') * 2 + Number(sessionId !== '')]!, [
+    ...values,
+    from,
+    after && after < to ? after : to,
+    limit,
+  ]);
 }
 
 // The lines are made where the rows are: they pass through here as they are.
@@ -62,8 +88,8 @@ const exported = (ofUser: boolean) =>
     select ${llmColumns('r')} from llm_requests r
     where r.tenant_id = $1 and r.env = $2 and ${ofUser ? 'r.user_id = $4' : `$4 = ''`}
       and ($5::timestamptz is null or r.create_time >= $5) and ($6::timestamptz is null or r.create_time < $6)
-      and r.id > coalesce($7::uuid, '00000000-0000-0000-0000-000000000000')
-    order by r.id limit $8::int
+      and r.id > $7::uuid and r.id < $8::uuid
+    order by r.id limit $9::int
   ) r
   order by r.id`);
 
@@ -78,6 +104,8 @@ export async function exportLines(
   after: string | undefined,
   limit: number,
 ): Promise<{ id: string; line: string }[]> {
-  const values: Value[] = [filter.userId, filter.startTime, filter.endTime, after, limit];
+  const { userId, startTime, endTime } = filter;
+  const { from, to } = idsBetween(startTime, endTime);
+  const values: Value[] = [userId, startTime, endTime, after && after > from ? after : from, to, limit];
   return db.query(EXPORTS[filter.userId ? 'user' : 'all'], values);
 }

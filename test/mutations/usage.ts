@@ -21,7 +21,7 @@ export const USAGE: Mutant[] = [
     'src/usage/whose.ts',
     'return call.identity.user;',
     'return userId;',
-    'usage',
+    'usage-told',
   ),
   mutant(
     'a cached token costs as much as any',

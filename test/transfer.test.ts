@@ -22,6 +22,7 @@ import {
   ownerUrl,
   runSql,
   startTestServer,
+  tenantSql,
 } from './support.ts';
 
 // Tests run side by side: what is planted is exported once, and goes into a database that nobody else uses.
@@ -75,6 +76,12 @@ describe('export and import', function () {
        from threads where tenant_id = $1 and env = 'dev' and thread_id = 'plan'`,
       [place.tenant],
     );
+    // What the service never stores, but Postgres can.
+    await runSql(
+      ownerUrl(),
+      `update tool_calls set input = 'null', output = '{"b": 1.10, "a": [1e2, null]}' where tenant_id = $1 and env = 'dev'`,
+      [place.tenant],
+    );
     text = await exported(place.tenant, appUrl());
   });
   after(async () => {
@@ -107,6 +114,12 @@ describe('export and import', function () {
     const file = await fileOf(text);
     expect(await take(file)).to.include({ there: false, stored: linesOf(text).length - 2 });
     expect(await exported(place.tenant, other.app)).to.equal(text);
+    const call = await runSql(
+      other.owner,
+      `select input::text, output::text from tool_calls where tenant_id = $1 and env = 'dev' limit 1`,
+      [place.tenant],
+    );
+    expect(call).to.deep.equal([{ input: 'null', output: '{"a": [100, null], "b": 1.10}' }]);
     const rows = await rowsOf(place.tenant);
     expect(await take(file)).to.include({ there: true, stored: 0 });
     expect(await rowsOf(place.tenant), 'nothing, nor an event, from a second import').to.equal(rows);
@@ -259,6 +272,14 @@ describe('export and import', function () {
     const { messages: both } = await user.conversation.listMessages({ threadId: 'apollo-1' });
     await user.conversation.deleteMessage({ messageId: both[0]!.id });
     expect(await exported(tenant, appUrl())).to.not.include('mark-of-deleted');
+    for (const projectId of ['apollo', 'gemini']) {
+      await tenantSql(
+        tenant,
+        `insert into llm_requests (tenant_id, env, id, user_id, project_id, provider, model, prompt_tokens, completion_tokens, total_tokens, cost, latency_ms, status, create_time, folded)
+         values ('${tenant}', 'dev', gen_random_uuid(), 'user', $1, 'p', 'm', 1, 1, 2, 0.10, 1, 'ok', now(), true)`,
+        [projectId],
+      );
+    }
 
     const part = await exported(tenant, appUrl(), { env: 'dev', project: 'apollo' });
     for (const mark of ['gemini', 'mark-of-none', 'mark-of-loose', 'private']) expect(part).to.not.include(mark);
@@ -275,6 +296,7 @@ describe('export and import', function () {
       memories: 3,
       memory_versions: 3,
       memory_uses: 3,
+      llm_requests: 1,
     });
     expect(counts.dev.audit_events).to.be.greaterThan(9);
 
@@ -285,6 +307,8 @@ describe('export and import', function () {
     const told = await there.memory.resumeSession({ target: { $case: 'sessionId', value: mine } });
     expect(told.messages.map(({ content }) => content)).to.deep.equal(['mark-of-apollo', '']);
     const again = await exported(into, appUrl(), { env: 'dev', project: 'apollo' });
+    const calls = await tenantSql(into, 'select cost::text, folded from llm_requests');
+    expect(calls, 'not in the sums of the other tenant').to.deep.equal([{ cost: '0.100000000000', folded: false }]);
     // Resuming moves the session's activity, and leaves an event.
     const moved = (content: string) =>
       content

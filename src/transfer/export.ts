@@ -43,7 +43,9 @@ export async function exportTo(
     schema: version,
     ...scope,
     languages: (await client.query(LANGUAGES, [scope.tenant])).rows[0].languages,
-    tables: Object.fromEntries(sections.map(({ table }) => [table.name, columnsOf(table).map(({ name }) => name)])),
+    tables: Object.fromEntries(
+      sections.map(({ table }) => [table.name, columnsOf(table, scope.project).map(({ name }) => name)]),
+    ),
   };
   let footer: Footer | undefined;
   const text = written(header, rowsOf(client, scope, sections, tell), (whole) => {
@@ -102,11 +104,17 @@ async function* pages(
   { table, env, condition }: Section,
 ): AsyncGenerator<string[]> {
   const { before, after } = framed(env, table.name);
-  const columns = columnsOf(table).map(({ name }) => {
+  const own = columnsOf(table, project);
+  const columns = own.map(({ name }) => {
     // A part of the tenant is a tenant of these envs.
     const partly = table.name === 'tenants' && name === 'envs' && !whole;
     return partly ? `array['${envs.join(`', '`)}'] as envs` : `t.${name}`;
   });
+  // In a row a column that is JSON's null would look like one that is not there.
+  const structs = own.filter(({ type }) => type === 'jsonb').map(({ name }) => name);
+  const typeOf = (name: string) => `jsonb_typeof(t.${name})`;
+  const nulls = structs.map((name) => `case when ${typeOf(name)} = 'null' then '${name}' end`).join(', ');
+  const marked = `case when 'null' in (${structs.map(typeOf).join(', ')}) then ',"json_null":' || to_json(array_remove(array[${nulls}], null)) else '' end`;
   const keys = table.key.length > 0 ? table.key : ['tenant_id'];
   const key = keys.map((column) => `t.${column}`).join(', ');
   const values = project ? [tenant, env, project] : [tenant, env];
@@ -118,7 +126,7 @@ async function* pages(
     select line, position from (
       select line, position, place, sum(octet_length(line)) over (order by place) - octet_length(line) as bytes_before
       from (
-        select '${before}' || (select row_to_json(r)::text from (select ${columns.join(', ')}) r) || '${after}' as line,
+        select '${before}' || (select row_to_json(r)::text from (select ${columns.join(', ')}) r)${structs.length > 0 ? ` || ${marked}` : ''} || '${after}' as line,
           array[${keys.map((column) => `t.${column}::text`).join(', ')}] as position, row_number() over (order by ${key}) as place
         from ${table.name} t
         where t.tenant_id = $1 and ${table.ofEnv ? 't.env' : `''`} = $2${condition}${later}

@@ -8,7 +8,7 @@ import { isLost } from '../db/failure.ts';
 import { UserError } from '../errors.ts';
 
 // An export: a line of JSON that says what it is, one for each row, and one with the counts and the SHA-256 of all bytes
-// before it. Rows are written and read as Postgres has them: a number that passed through JavaScript would not be the same.
+// before it. A row's line is `{"env", "table", "row": {…}, "json_null": [columns that are JSON's null]}`. Rows are written and read as Postgres has them: a number that passed through JavaScript would not be the same.
 
 export const FORMAT = 1;
 

@@ -39,14 +39,22 @@ export interface Statements {
   compare: Statement<Row>;
 }
 
-// $11 are the lines, and $12 the envs of a tenant. What is there is compared as it was before the statement.
+// $11 are the lines, and $12 the envs of a tenant. What is there is compared as it was before the statement, row by row: a join
+// would read the whole table for each batch, as nothing is known yet of a table that is being filled.
 export function statementsOf(table: Table, columns: string[]): Statements {
   const { name } = table;
   const derived = DERIVED[name] ?? {};
   const all = [...columns, ...Object.keys(derived)];
   // A part of a tenant may go into an env of another name.
   const ownEnvs = (column: string) => name === 'tenants' && column === 'envs';
-  const given = columns.map((column) => `${ownEnvs(column) ? '$12::text[]' : `r.${column}`} as ${column}`).join(', ');
+  const valueIn = ({ name: column, type }: { name: string; type: string }) => {
+    if (ownEnvs(column)) return '$12::text[]';
+    return type === 'jsonb' ? `case when x.json_null ? '${column}' then 'null' else r.${column} end` : `r.${column}`;
+  };
+  const given = table.columns
+    .filter((column) => columns.includes(column.name))
+    .map((column) => `${valueIn(column)} as ${column.name}`)
+    .join(', ');
   const keys = table.key;
   const joined = [
     `t.tenant_id = $1`,
@@ -58,9 +66,11 @@ export function statementsOf(table: Table, columns: string[]): Statements {
   const rows = (row: string) => `(${columns.map((column) => `${row}.${column}`).join(', ')})`;
   const input = `given as materialized (
     select e.n, ${given}
-    from json_array_elements($11::json) with ordinality as e (line, n), json_populate_record(null::${name}, e.line -> 'row') r
+    from json_array_elements($11::json) with ordinality as e (line, n), json_to_record(e.line) as x ("row" json, json_null jsonb),
+      json_populate_record(null::${name}, x."row") r
   ), same as materialized (
-    select g.n from given g join ${name} t on ${joined.join(' and ')} where ${rows('t')} is not distinct from ${rows('g')}
+    select g.n from given g, lateral (select * from ${name} t where ${joined.join(' and ')} limit 1) t
+    where ${rows('t')} is not distinct from ${rows('g')}
   )`;
   const keyOf = keys.length > 0 ? `json_build_array(${keys.map((key) => `g.${key}`).join(', ')})::text` : '$1';
   const outcome = (stored: string, differing: string) => `
@@ -135,7 +145,9 @@ export async function take(
 /** Rows are there with the same keys and other values. Nothing of the batch was stored. */
 export class Differs extends UserError {
   constructor({ table }: Batch, { differing }: Outcome) {
-    super(`${table} ${differing.join(', ')}: there already, but not as in the file`);
+    super(
+      `${table} ${differing.join(', ')}: there since the import began, but not as in the file. What was stored before stays; run it again when that is settled`,
+    );
   }
 }
 

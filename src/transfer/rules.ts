@@ -17,6 +17,12 @@ export const COLUMNS_LEFT_OUT: Record<string, string[]> = {
   audit_events: ['xid'],
 };
 
+/** Columns that do not go along with a project, as its rows become part of another whole. */
+const COLUMNS_LEFT_OUT_OF_PROJECT: Record<string, string[]> = {
+  // Its calls are not in the sums of the place of arrival, which adds them up.
+  llm_requests: ['folded'],
+};
+
 /** Columns that follow from others of the row, or that each place moves by itself, and how they are made where rows arrive. */
 export const DERIVED: Record<string, Record<string, string>> = {
   messages: { tsv: 'message_tsv(search_language, content)' },
@@ -29,9 +35,13 @@ export const ACTIONS = { export: 'transfer.export', import: 'transfer.import' };
 /** The tables of which an export holds rows. */
 export const exported = (tables: Table[]): Table[] => tables.filter(({ name }) => !(name in LEFT_OUT));
 
-/** The columns of a table that an export holds. */
-export const columnsOf = ({ name, columns }: Table): Table['columns'] => {
-  const absent = [...(COLUMNS_LEFT_OUT[name] ?? []), ...Object.keys(DERIVED[name] ?? {})];
+/** The columns of a table that an export holds, of a tenant or of a project. */
+export const columnsOf = ({ name, columns }: Table, project = ''): Table['columns'] => {
+  const absent = [
+    ...(COLUMNS_LEFT_OUT[name] ?? []),
+    ...Object.keys(DERIVED[name] ?? {}),
+    ...((project && COLUMNS_LEFT_OUT_OF_PROJECT[name]) || []),
+  ];
   return columns.filter((column) => !absent.includes(column.name));
 };
 
@@ -79,6 +89,8 @@ const OF_PROJECT: Record<string, Condition> = {
   message_streams: ofThread(threadOfProject),
   thread_readings: ofThread(threadOfProject),
   bundles: (row) => `${row}.source_project_id = $3`,
+  // Of the project itself, or of one of its sessions.
+  budgets: (row) => `(${row}.scope = 2 and ${row}.subject = $3 or ${session(row)})`,
   audit_events: (row) =>
     `(${session(row)} or starts_with(${row}.resource, 'projects/' || $3 || '/') or ${row}.resource = 'projects/' || $3)`,
 };
@@ -87,6 +99,7 @@ const OF_PROJECT: Record<string, Condition> = {
 export const OF_NO_PROJECT: Record<string, string> = {
   tenants: 'the tenant itself',
   tenant_members: 'who may come in',
+  usage_rollups: 'sums of all calls, to which the place of arrival adds those that come',
   profiles: 'what a person said of themselves',
   profile_changes: 'how that came to be',
   profile_merges: 'which of them became one',

@@ -6,9 +6,9 @@ import type { Setup } from './load.ts';
 import { seed } from './operations.ts';
 import type { Threads } from './peer.ts';
 import { hasPgbench } from './pgbench.ts';
-import { LARGE, MOST, PEERS } from './plan.ts';
+import { LARGE, MOST, PEERS, READING } from './plan.ts';
 import type { Contestant } from './rounds.ts';
-import { type Database, makeDatabase, type World } from './world.ts';
+import { type Database, makeDatabase, makeTenant, type World } from './world.ts';
 
 export interface FieldOptions {
   /** Sessions, and messages of a thread, of the large database. */
@@ -57,6 +57,10 @@ export async function startField(
   const none = { ownerUrl, threads: [] };
   await add({ name: 'echo', by: 'rpc', address: echoAddress, subjects, ...none }, echo, false);
   await add({ name: 'memoryd', by: 'rpc', address, subjects, ownerUrl, threads }, server);
+  const readScope = { ...scope, tenant: 'bench-read' };
+  await makeTenant(ownerUrl, readScope, { reading: true });
+  const readSubjects = await seed(address, readScope, MOST);
+  await add({ name: READING, by: 'rpc', address, subjects: readSubjects, ...none }, server);
   await add({ name: 'single calls', by: 'single calls', address, subjects }, server);
   await add({ name: 'pg', by: 'pg', databaseUrl, subjects }, load);
   await add({ name: LARGE, by: 'rpc', address: largeAddress, subjects: largeSubjects, ...none }, largeServer);

@@ -1,5 +1,6 @@
 import { ConversationServiceService as Conversation } from '../src/gen/memory/v1/conversation_service.ts';
 import { MemoryServiceService as Memory } from '../src/gen/memory/v1/memory_service.ts';
+import { ProfileServiceService as Profile } from '../src/gen/memory/v1/profile_service.ts';
 import { UsageServiceService as Usage } from '../src/gen/memory/v1/usage_service.ts';
 import { type Connection, connect } from './client.ts';
 import { draftSubject, draftWork } from './drafts.ts';
@@ -12,8 +13,10 @@ import {
   listLast,
   llmRequest,
   newSession,
+  PERSON,
   type Subjects,
   type TurnSubject,
+  tellStep,
   touchSession,
   USAGE_OF_DAYS,
 } from './subjects.ts';
@@ -34,6 +37,8 @@ export function rpcWork(connection: Connection, subjects: Subjects): Work {
     RecordLlmRequest: () => call(Usage.recordLlmRequest, llmRequest()),
     GetUsage: () => call(Usage.getUsage, USAGE_OF_DAYS),
     ...memoriesWork(call),
+    GetProfile: () => call(Profile.getProfile, { sessionId: '' }),
+    UpdateProfile: () => call(Profile.updateProfile, tellStep()),
     ...turnWork(call, subjects),
     ...draftWork(call, subjects),
     ...watchWork(connection, subjects.watchedThread),
@@ -54,6 +59,7 @@ export async function seed(address: string, scope: Subjects['scope'], callers: n
     call(Conversation.appendMessages, appendMessages(threadId, count));
   const turn = async (threadId: string): Promise<TurnSubject> => ({ sessionId: await session(threadId), threadId });
 
+  await call(Profile.updateProfile, PERSON);
   const readThread = 'read';
   await append(readThread, READ_MESSAGES);
   await seedMemories(call);

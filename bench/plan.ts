@@ -26,6 +26,8 @@ export interface RatioBar {
 export const MOST = 64;
 /** Our service on a large database. */
 export const LARGE = 'memoryd, large';
+/** Our service for a tenant whose messages are read for profiles. */
+export const READING = 'memoryd, reading';
 export const PEERS = ['mastra', 'langgraph', 'adk'];
 /** With peers, callers are called workers: as many as there are. */
 export const WORKERS = [1, 16];
@@ -44,13 +46,15 @@ const compare = (operations: string[], callers: number[], contestants: string[])
   );
 
 export const COMPARISONS: Comparison[] = [
-  ...compare(['GetSession', 'AppendMessages'], [1, 16, MOST], ['echo', 'memoryd', 'pg', 'pgbench']),
+  ...compare(['GetSession'], [1, 16, MOST], ['echo', 'memoryd', 'pg', 'pgbench']),
+  ...compare(['AppendMessages'], [1, 16, MOST], ['echo', 'memoryd', READING, 'pg', 'pgbench']),
   ...compare(['UpsertSession', 'ListMessages'], [1, 16, MOST], ['echo', 'memoryd', 'pg']),
   ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
-  ...compare(['ForwardBundle', 'RecordLlmRequest', 'GetUsage'], [1, MOST], ['memoryd']),
+  ...compare(['ForwardBundle', 'RecordLlmRequest', 'GetUsage', 'GetProfile'], [1, MOST], ['memoryd']),
   ...compare(['SaveDraft', 'GetDraft'], [1, MOST], ['memoryd']),
   ...compare(['PutMemory', 'GetMemory', 'SearchMemories'], [1, MOST], ['memoryd']),
+  ...compare(['UpdateProfile'], [1], ['memoryd']),
   ...compare([FAN_OUT], [1, 16], ['memoryd']),
 ];
 

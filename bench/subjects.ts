@@ -8,6 +8,7 @@ import {
 } from '../src/gen/memory/v1/conversation_service.ts';
 import { ForwardBundleRequest, UpsertSessionRequest } from '../src/gen/memory/v1/memory_service.ts';
 import { Message, MessageRole } from '../src/gen/memory/v1/message.ts';
+import { UpdateProfileRequest } from '../src/gen/memory/v1/profile_service.ts';
 import { PinnedRef_Kind } from '../src/gen/memory/v1/session.ts';
 import { UsageDimension } from '../src/gen/memory/v1/usage.ts';
 import { GetUsageRequest, RecordLlmRequestRequest } from '../src/gen/memory/v1/usage_service.ts';
@@ -34,6 +35,22 @@ export interface DraftSubject {
   sectionId: string;
   fencingToken: number;
 }
+
+/** What is known of a person, of about 1 KiB with where it came from. */
+export const PERSON = UpdateProfileRequest.fromPartial({
+  profile: {
+    name: 'Ada Byron',
+    phone: '+442079460018',
+    email: 'ada@example.org',
+    address: { street: '12 St James Square', city: 'London', country: 'GB' },
+    products: ['Solar roof', 'Heat pump'],
+    preferences: { tone: 'brief', units: 'metric' },
+  },
+});
+
+let step = 0;
+export const tellStep = (): UpdateProfileRequest =>
+  UpdateProfileRequest.fromPartial({ profile: { preferences: { step: ++step } } });
 
 export interface TurnSubject {
   sessionId: string;

@@ -59,18 +59,28 @@ export async function makeDatabase(world: World, name: string): Promise<Database
   const scope = { tenant: 'bench', env: 'dev', user: 'user' };
   await withClient(ownerUrl, async (client) => {
     await client.query(`alter role memoryd_app password 'app'; alter role memoryd_jobs password 'jobs'`);
-    await client.query('insert into tenants (tenant_id, envs) values ($1, $2)', [scope.tenant, [scope.env]]);
-    await client.query('insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, 1)', [
-      scope.tenant,
-      scope.env,
-      scope.user,
-    ]);
   });
+  await makeTenant(ownerUrl, scope);
   const app = new URL(ownerUrl);
   app.username = 'memoryd_app';
   app.password = 'app';
   return { ownerUrl, databaseUrl: app.href, scope };
 }
+
+/** A tenant with one member, whose messages are read for the profile or not. */
+export const makeTenant = (ownerUrl: string, { tenant, env, user }: Scope, { reading = false } = {}): Promise<void> =>
+  withClient(ownerUrl, async (client) => {
+    await client.query('insert into tenants (tenant_id, envs, extract_time) values ($1, $2, $3)', [
+      tenant,
+      [env],
+      reading ? new Date() : null,
+    ]);
+    await client.query('insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, 1)', [
+      tenant,
+      env,
+      user,
+    ]);
+  });
 
 // Linux counts these in hundredths of a second whatever the kernel's own clock.
 const TICK_MS = 10;

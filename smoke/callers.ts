@@ -48,6 +48,8 @@ const protos: PackageDefinition = loadSync(
     'memory/v1/project_memory_service.proto',
     'memory/v1/audit_service.proto',
     'memory/v1/usage_service.proto',
+    'memory/v1/profile_service.proto',
+    'memory/v1/admin_service.proto',
     'grpc/health/v1/health.proto',
     'google/rpc/status.proto',
     'google/rpc/error_details.proto',

@@ -3,6 +3,7 @@ import type { Caller, Reply } from './callers.ts';
 import { document } from './document.ts';
 import { live } from './live.ts';
 import { memories } from './memories.ts';
+import { person } from './person.ts';
 import { Surprise, same } from './surprise.ts';
 
 type Headers = Record<string, string>;
@@ -179,6 +180,7 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   await live({ caller, headers: MEMBER, threadId: `smoke-${run}-live`, ok, say });
 
   await memories({ projectId: `smoke-${run}-facts`, ok, refused, told, say });
+  await person({ threadId: `smoke-${run}-person`, member: MEMBER, owner: OWNER, ok, refused, told, say });
   await document({ projectId: `smoke-${run}`, ok, refused, told, say });
 
   const foreign = await refused('NOT_FOUND', 'NOT_FOUND', `${MEMORY}/GetSession`, itself, OUTSIDER);

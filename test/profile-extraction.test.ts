@@ -49,6 +49,19 @@ describe('what is read in messages', () => {
     });
   }
 
+  it('is nothing of what is said of somebody else, by somebody else, or only supposed', () => {
+    for (const message of [
+      'She told me: my number is +1 202 555 0143',
+      'Let’s say my email is anna@example.org.',
+      'If my email is anna@example.org, then it must work.',
+      'His sister said my address is 7 Rose Lane, Bath BA1 2AB.',
+      'Angenommen, ich wohne in der Lindenstraße 12, 10969 Berlin.',
+      'The support has asked me to call me on +1 202 555 0143.',
+      'He says my name is Anna Schmidt.',
+    ])
+      expect(toldIn(message), message).to.deep.equal({});
+  });
+
   it('is read at the beginning of a long message only', () => {
     const said = 'My name is Anna Schmidt.';
     expect(toldIn(`${said} ${'lorem '.repeat(40_000)}`)).to.deep.equal({ name: 'Anna Schmidt' });

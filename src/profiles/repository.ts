@@ -5,6 +5,7 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ProfileValueChange_Kind } from '../gen/memory/v1/profile.ts';
 import { deleted, etagMismatch, invalid, notFound } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
+import { MINTED } from '../sessions/owner.ts';
 import { type Change, type Entry, overLimit, textOf } from './accumulate.ts';
 import { emailKey } from './contact.ts';
 import { noteEmail } from './email-matches.ts';
@@ -126,7 +127,7 @@ const save = (action: string) =>
     returning 1
   ), known as (
     update sessions s set anonymous = false, revision = s.revision + 1, update_time = greatest(s.update_time, clock_timestamp())
-    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.anonymous and s.delete_time is null and $14 <> ''
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.anonymous and s.delete_time is null and $14 <> '' and starts_with($3, '${MINTED}')
     returning 1
   ), result as materialized (
     select saved.*, coalesce((

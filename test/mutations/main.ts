@@ -11,6 +11,7 @@ import { ISOLATION } from './isolation.ts';
 import { LIVE } from './live.ts';
 import { MEMORIES } from './memories.ts';
 import type { Mutant } from './mutant.ts';
+import { PEOPLE } from './people.ts';
 import { RULES } from './rules.ts';
 import { TRANSFER } from './transfer.ts';
 import { USAGE } from './usage.ts';
@@ -156,7 +157,17 @@ function show({ mutant, caught, how, ms }: Verdict): void {
 }
 
 const words = process.argv.slice(2);
-const all = [...ISOLATION, ...DURABILITY, ...RULES, ...LIVE, ...DOCUMENTS, ...MEMORIES, ...TRANSFER, ...USAGE];
+const all = [
+  ...ISOLATION,
+  ...DURABILITY,
+  ...RULES,
+  ...LIVE,
+  ...DOCUMENTS,
+  ...MEMORIES,
+  ...PEOPLE,
+  ...TRANSFER,
+  ...USAGE,
+];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));
 const verdicts: Verdict[] = [];

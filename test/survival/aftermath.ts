@@ -5,6 +5,7 @@ import { allPages, type Clients, runSql } from '../support.ts';
 import { checkDrafts } from './drafts.ts';
 import type { Entry, Ledger } from './ledger.ts';
 import { checkMemories } from './memories.ts';
+import { checkProfile } from './profiles.ts';
 import type { Figures } from './scenario.ts';
 
 interface Event {
@@ -56,6 +57,7 @@ export async function checkAftermath(
   }
   await checkMemories(clients, happened, events, check);
   await checkUsage(ledger.entries, happened, clients, rows, check);
+  await checkProfile(clients, happened, events, check);
   const bundles = await checkBundles(clients, messages, ledger.entries, happened, check);
   const revisions = await checkDrafts(rows, ledger.entries, happened, check);
   const [{ turns, handoffs }] = await rows(

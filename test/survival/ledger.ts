@@ -30,6 +30,8 @@ export interface Intent {
   memory?: { key: string; value: string };
   /** The id of the call of a model that it records. */
   usage?: string;
+  /** What it tells of the person. */
+  preference?: { key: string; value: string };
   /** The events that it leaves in the audit log if it happens. */
   events: string[];
 }

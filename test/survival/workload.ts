@@ -2,6 +2,7 @@ import { MessageRole } from '../../src/gen/memory/v1/message.ts';
 import { draft } from './drafts.ts';
 import type { Worker } from './ledger.ts';
 import { remember } from './memories.ts';
+import { tell } from './profiles.ts';
 
 const { HUMAN, ASSISTANT } = MessageRole;
 
@@ -27,6 +28,7 @@ export async function work(worker: Worker): Promise<void> {
     forward,
     draft,
     remember,
+    tell,
     look,
   ];
   await append(worker, ownThread(worker));

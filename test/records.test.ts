@@ -148,6 +148,23 @@ describe('prompts and calls of tools', () => {
     }
   });
 
+  it('are looked through however long they are and whatever they hold', () => {
+    // In quadratic time one of them would take ten minutes.
+    for (const unit of [
+      'eyJ-',
+      'eyJ',
+      'sk-',
+      'Bearer ',
+      '://a:',
+      'password: ',
+      '-----BEGIN PRIVATE KEY-----',
+      'SG.aaaaaaaaaaaaaaaaa.',
+    ]) {
+      const hostile = unit.repeat((4 * 1024 * 1024) / unit.length);
+      expect(redactText(`${hostile} ${KEY} `), unit).to.not.contain(KEY);
+    }
+  });
+
   it('have, in the log, a line for each start and end of a session, and none for a replay', async () => {
     const lines: any[] = [];
     const log = pino({ level: 'info' }, { write: (line: string) => void lines.push(JSON.parse(line)) });

@@ -86,6 +86,31 @@ describe('usage', () => {
     expect((await usage({}))[0]).to.include({ requests: 1, cost: '1.5' });
   });
 
+  it('counts once what a turn brings along as well', async () => {
+    const known = { externalId: 'known', cost: '1' };
+    await record(known);
+    const { session, lease } = await client.conversation.beginTurn({ session: { surfaceId: 'web' }, holder: 'h' });
+    const commit = (...llmRequests: object[]) =>
+      client.conversation.commitTurn({
+        sessionId: session!.id,
+        fencingToken: lease!.fencingToken,
+        messages: [{ role: 2, content: 'because' }],
+        llmRequests,
+      });
+    await commit(
+      llm(known),
+      llm({ externalId: 'new', cost: '2' }),
+      llm({ externalId: 'new', cost: '2' }),
+      llm({ cost: '4' }),
+    );
+    expect((await usage({}))[0]).to.include({ requests: 3, cost: '7' });
+    const refused = await failure(commit(llm({ ...known, model: 'other' }), llm({ cost: '8' })));
+    expect(refused).to.include({ code: status.ALREADY_EXISTS, reason: 'EXTERNAL_ID_REUSED' });
+    expect((await usage({}))[0]).to.include({ requests: 3, cost: '7' });
+    const { messages } = await client.conversation.listMessages({ threadId: session!.threadId });
+    expect(messages, 'all or nothing').to.have.length(1);
+  });
+
   it('takes a given cost for what it is', async () => {
     const { llmRequest } = await record({ cost: '0.10', promptUnitCost: '7', completionUnitCost: '7' });
     expect(llmRequest!.record!.cost).to.equal('0.1');

@@ -24,7 +24,7 @@ import { appendedMessage, checkAppended } from '../threads/message.ts';
 import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import { budgetsOf, refuseSpent, type StatusRow, statusFromRow } from '../usage/budgets.ts';
-import { checkCalls, insertLlmRequests, insertPrompts, insertToolCalls } from '../usage/calls.ts';
+import { checkCalls, insertCalls } from '../usage/calls.ts';
 import type { Folder } from '../usage/fold.ts';
 import {
   acquireTurn,
@@ -130,8 +130,7 @@ export const turnHandlers = (
       if (named.length < countOf(request.messageIds)) throw notFound('message');
       const seqs = [...appended, ...named].map((message) => message.seq);
       const turnId = uuidv7();
-      const place = { sessionId, turnId: record ? turnId : null, projectId };
-      const [turn, , , , , , budgets] = await together([
+      const [turn, , , , budgets] = await together([
         recordTurn(tx.step, {
           sessionId,
           turnId,
@@ -141,9 +140,7 @@ export const turnHandlers = (
           lastSeq: Math.max(0, ...seqs),
         }),
         request.contextEntries.length > 0 && appendEntries(tx.step, sessionId, request.contextEntries),
-        insertLlmRequests(tx.step, place, request.llmRequests),
-        insertToolCalls(tx.step, place, request.toolCalls),
-        insertPrompts(tx.step, place, request.prompts),
+        insertCalls(tx.step, { sessionId, turnId: record ? turnId : null, projectId }, request),
         request.release && releaseTurn(tx.step, threadId, fencingToken),
         call.identity.membership.budgets ? budgetsOf(tx.step, projectId, sessionId) : [],
       ]);

@@ -28,6 +28,7 @@ export interface BudgetRow {
 
 /** A budget in its current period. */
 export interface StatusRow extends BudgetRow {
+  byAdmin: boolean;
   costSpent: string;
   tokensSpent: number;
   costLeft: string | null;
@@ -95,7 +96,7 @@ const statuses = (which: string, order: string): string => `
     ) s
     where b.tenant_id = $1 and b.env = $2 and ${which}
   )
-  select ${COLUMNS}, trim_scale(cost_spent)::text as cost_spent, tokens_spent, trim_scale(of_period.cost_left)::text as cost_left, tokens_left,
+  select ${COLUMNS}, by_admin, trim_scale(cost_spent)::text as cost_spent, tokens_spent, trim_scale(of_period.cost_left)::text as cost_left, tokens_left,
     coalesce(of_period.cost_left <= 0, false) or coalesce(tokens_left <= 0, false) as exceeded,
     began at time zone 'UTC' as period_start_time, ends at time zone 'UTC' as period_end_time,
     ceil(extract(epoch from ends - (now() at time zone 'UTC')) * 1000)::bigint as ms_left
@@ -163,8 +164,7 @@ const SET = change<BudgetRow>(`
       set cost_limit = excluded.cost_limit, token_limit = excluded.token_limit, enforce = excluded.enforce, by_admin = excluded.by_admin,
         revision = b.revision + 1, update_time = greatest(b.update_time, excluded.update_time), updated_by = excluded.updated_by
       where (not b.by_admin or excluded.by_admin) and ($18 is null or b.revision = $18)
-    returning b.scope, b.subject, b.period, trim_scale(b.cost_limit)::text as cost_limit, b.token_limit, b.enforce, b.create_time,
-      b.update_time, b.updated_by, b.revision
+    returning ${COLUMNS}
   ), ${audited('budgets.set', 'saved', about)}, ${requested('saved')}
   select * from saved`);
 
@@ -203,11 +203,8 @@ export async function deleteBudget(tx: TenantTx, key: Key, byAdmin: boolean, rev
 const VISIBLE = `($4::boolean or b.scope in (${TENANT}, ${PROJECT}) or (b.scope = ${USER} and b.subject = $3) or exists (
     select from sessions s where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = b.session_id))`;
 
-const GET = query<StatusRow & { byAdmin: boolean }>(
-  statuses(`${VISIBLE} and (b.scope, b.subject, b.period) = ($5::smallint, $6, $7::smallint)`, 'scope').replace(
-    COLUMNS,
-    `${COLUMNS}, by_admin`,
-  ),
+const GET = query<StatusRow>(
+  statuses(`${VISIBLE} and (b.scope, b.subject, b.period) = ($5::smallint, $6, $7::smallint)`, 'scope'),
 );
 
 export async function findBudget(db: TenantDb, key: Key, admin: boolean) {

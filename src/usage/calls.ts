@@ -2,7 +2,7 @@ import { status } from '@grpc/grpc-js';
 import { v7 as uuidv7 } from 'uuid';
 import { wiped } from '../db/change.ts';
 import { change, json, query } from '../db/statement.ts';
-import type { TenantTx } from '../db/transaction.ts';
+import { type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { LlmRequestRecord, PromptRecord, ToolCallRecord } from '../gen/memory/v1/call.ts';
 import { RpcError } from '../rpc/errors.ts';
@@ -208,6 +208,19 @@ export async function insertToolCalls(tx: TenantTx, place: Place, calls: ToolCal
 export async function insertPrompts(tx: TenantTx, place: Place, prompts: PromptRecord[]): Promise<StoredRow[]> {
   if (prompts.length === 0) return [];
   return tx.query(INSERT_PROMPTS, [place.sessionId, place.turnId, json(identified(prompts.map(keptOfPrompt)))]);
+}
+
+/** Stores what a turn used, in one write. */
+export async function insertCalls(
+  tx: TenantTx,
+  place: Place,
+  { llmRequests, toolCalls, prompts }: Calls,
+): Promise<void> {
+  await together([
+    insertLlmRequests(tx, place, llmRequests),
+    insertToolCalls(tx, place, toolCalls),
+    insertPrompts(tx, place, prompts),
+  ]);
 }
 
 /** The CTEs that wipe what turns of the sessions of a CTE used, but for what it cost. */

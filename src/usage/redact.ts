@@ -9,7 +9,7 @@ const SECRET_KEY =
 /** What secrets look like wherever they are, and what is left of them. The bounds keep each of them linear in the text. */
 const SECRETS: [RegExp, string][] = [
   [/-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,30}PRIVATE KEY-----|$)/g, GONE],
-  [/\beyJ[\w-]{8,2000}\.[\w-]{8,8000}\.[\w-]*/g, GONE], // JSON Web Tokens
+  [/(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,8000}\.[\w-]*/g, GONE], // JSON Web Tokens
   [/\b(Bearer|Basic|Digest)\s+[\w.~+/=-]{8,}/gi, `$1 ${GONE}`],
   [/(:\/\/[^\s/:@]{0,256}:)[^\s/@]{1,256}@/g, `$1${GONE}@`],
   [

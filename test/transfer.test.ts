@@ -17,6 +17,7 @@ import {
   type Clients,
   connect,
   headersOf,
+  metadataOf,
   newDatabase,
   newTenant,
   ownerUrl,
@@ -35,6 +36,7 @@ describe('export and import', function () {
   let place: Place;
   let planted: Planted;
   let text: string;
+  let withVector: boolean;
 
   const { path, fileOf, exported, remove } = transferFolder();
   const take = (file: string, options = {}) => importFile(file, other.app, options);
@@ -76,6 +78,15 @@ describe('export and import', function () {
        from threads where tenant_id = $1 and env = 'dev' and thread_id = 'plan'`,
       [place.tenant],
     );
+    const [{ installed }] = await runSql(
+      ownerUrl(),
+      `select count(*)::int as installed from pg_attribute where attrelid = 'memory_embeddings'::regclass and attname = 'embedding'`,
+    );
+    withVector = installed > 0;
+    if (withVector) {
+      const member = metadataOf(headersOf(place.tenant));
+      await client.project.putMemory({ projectId: 'p', key: 'k', value: 'v', embedding: [1 / 3, 1e-20, -7] }, member);
+    }
     // What the service never stores, but Postgres can.
     await runSql(
       ownerUrl(),
@@ -124,6 +135,18 @@ describe('export and import', function () {
     expect(await take(file)).to.include({ there: true, stored: 0 });
     expect(await rowsOf(place.tenant), 'nothing, nor an event, from a second import').to.equal(rows);
     expect(await exported(place.tenant, other.app)).to.equal(text);
+  });
+
+  it('carries embeddings, but not where there can be none', async function () {
+    if (!withVector) this.skip(); // `npm run test:pgvector` has it
+    expect(linesOf(text).find(({ table }) => table === 'memory_embeddings').row.embedding).to.equal(
+      '[0.33333334,1e-20,-7]',
+    );
+    const without = await newDatabase();
+    await runSql(without.owner, 'alter table memory_embeddings drop column embedding');
+    expect(await refused(await fileOf(text), {}, without.app)).to.include(
+      'has rows of memory_embeddings with embedding, which is not known here',
+    );
   });
 
   it('moves one env, also into one with another name', async () => {

@@ -164,6 +164,12 @@ export function draftFromRow(row: DraftRow): Draft {
   });
 }
 
+/** What a draft takes of a response, at most: its ids come twice, as its lock has them too. */
+export function draftSize({ projectId, sectionId, createdBy, updatedBy, userId, leaseHolder }: DraftRow): number {
+  const twice = projectId + sectionId;
+  return 200 + Buffer.byteLength(twice + twice + createdBy + updatedBy + userId + (leaseHolder ?? ''));
+}
+
 const DRAFT = `t.project_id, t.section_id, t.revision, t.create_time, t.update_time, t.created_by, t.updated_by, t.locked_by as user_id,
     ${stateOf('t')}`;
 const OF_DRAFT = 'r.tenant_id = $1 and r.env = $2 and r.project_id = t.project_id and r.section_id = t.section_id';

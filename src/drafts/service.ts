@@ -15,6 +15,7 @@ import {
   beforeSave,
   type Content,
   draftFromRow,
+  draftSize,
   getDraft,
   getRevision,
   listDrafts,
@@ -81,7 +82,7 @@ export const draftHandlers: Pick<Handlers<typeof ArtifactServiceService>, DraftM
 
     const page = call.page(request);
     const found = await listDrafts(call.db, request.projectId, page.after?.[0], page.limit);
-    const { rows, nextPageToken } = page.cut(found, (row) => [row.sectionId]);
+    const { rows, nextPageToken } = page.cut(found, (row) => [row.sectionId], draftSize);
     call.count('read', 'drafts', rows.length);
     return { drafts: rows.map(draftFromRow), nextPageToken };
   },

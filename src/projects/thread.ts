@@ -26,7 +26,11 @@ export async function inThread<Name extends keyof Jobs>(
     return done(job, given);
   });
   last = turn.catch(() => {}).finally(() => waiting--);
-  return turn as Promise<ReturnType<Jobs[Name]>>;
+  return new Promise((resolve, reject) => {
+    const late = () => reject(new Interrupted('no time left to wait for the thread'));
+    const timer = setTimeout(late, Math.max(0, limits.deadline - Date.now()));
+    (turn as Promise<ReturnType<Jobs[Name]>>).then(resolve, reject).finally(() => clearTimeout(timer));
+  });
 }
 
 function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {

@@ -1,6 +1,7 @@
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import pg from 'pg';
+import { pino } from 'pino';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import { ProfileSource_Kind } from '../src/gen/memory/v1/profile.ts';
 import { readAll } from '../src/profiles/readers.ts';
@@ -29,10 +30,11 @@ describe('reading for profiles', () => {
   let restore: () => void;
   let tenant: string;
   let client: Clients;
+  const lines: string[] = [];
 
   before(async () => {
     restore = await useOwnDatabase();
-    server = await startTestServer();
+    server = await startTestServer({}, pino({ level: 'trace' }, { write: (line: string) => void lines.push(line) }));
   });
   after(async () => {
     await server.stop();
@@ -42,7 +44,10 @@ describe('reading for profiles', () => {
     tenant = await newTenant(['user', 'other']);
     client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
   });
-  afterEach(() => client.close());
+  afterEach(() => {
+    client.close();
+    expect(lines.filter((line) => /Anna|Berta|Schmidt|Baker|example\.org/i.test(line))).to.deep.equal([]);
+  });
 
   const policy = (extractProfile: boolean) =>
     client.admin.updateTenant({ tenant: { tenantId: tenant, policies: { extractProfile } } }, operator);

@@ -225,6 +225,14 @@ describe('profiles', () => {
     expect([changes[0]!.revision, changes.at(-1)!.revision]).to.deep.equal([4, 3]);
   });
 
+  it('ends a page of changes at 1 MiB, and goes on after it', async () => {
+    for (let i = 0; i < 60; i++) await update({ preferences: { a: `${i}`.padEnd(20_000, 'x') } });
+    const pages = await allPages((pageToken) => client.profile.listProfileChanges({ pageSize: 500, pageToken }));
+    expect(pages.length).to.be.greaterThan(1);
+    const values = pages.flatMap(({ changes }) => changes.map(({ current }) => Number.parseInt(current!.slice(1), 10)));
+    expect(values).to.deep.equal(Array.from({ length: 60 }, (_, i) => 59 - i));
+  });
+
   it('refuses what is no phone number, address, country or list, and what is too much after the union', async () => {
     const fieldsOf = async (profile: object, rest: object = {}) => {
       const refused = await failure(update(profile, rest));

@@ -9,7 +9,7 @@ import { invalid, notFound, RpcError } from '../rpc/errors.ts';
 import { ADDRESS, type Change, type Entry, overLimit, present, type Source, textOf } from './accumulate.ts';
 import { emailKey } from './contact.ts';
 import { noteEmail } from './email-matches.ts';
-import { sourceTime } from './repository.ts';
+import { known, sourceTime } from './repository.ts';
 
 interface Held {
   userId: string;
@@ -103,15 +103,9 @@ function planned(
   return plan;
 }
 
-const KNOWN = (user: string, key: string) => `known as (
-    update sessions s set anonymous = false, revision = s.revision + 1, update_time = greatest(s.update_time, clock_timestamp())
-    where s.tenant_id = $1 and s.env = $2 and s.user_id = ${user} and s.anonymous and s.delete_time is null and ${key} <> ''
-    returning s.id
-  )`;
-
 // A merge of before, whose outcome this one changes, cannot be undone any more.
 const MERGE = change<{ mergeId: string; effects: Effect[] }>(`
-  with ${KNOWN('$13', '$15')}, merged as (
+  with ${known('$13', '$15')}, merged as (
     insert into profile_merges (tenant_id, env, id, from_user_id, into_user_id, from_entries, into_entries, known_sessions, create_time)
     select $1, $2, $11::uuid, $12, $13, f.entries, i.entries, array(select id from known), clock_timestamp()
     from profiles f, profiles i

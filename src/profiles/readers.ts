@@ -111,21 +111,39 @@ export async function readAll(database: Database, settledMs: number, signal?: Ab
     return transaction(database, scope, undefined, limits, { repeatable: true }, (tx) => tx.final(statement, values));
   };
   let count = 0;
+  let failure: unknown;
+  // What fails is begun again by the next round, and nobody else waits for it.
+  const apart = async (work: () => Promise<unknown>): Promise<boolean> => {
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      signal?.throwIfAborted();
+      failure ??= error;
+      return false;
+    }
+  };
+  const readEnv = async (scope: Scope, extractTime: Timestamp): Promise<void> => {
+    const through = floorId(Date.now() - settledMs);
+    const since = floorId(extractTime.seconds * 1000 - settledMs);
+    let whole = true;
+    for (const { userId } of await run(scope, USERS, [through, since])) {
+      signal?.throwIfAborted();
+      const read = await apart(async () => {
+        count += await readUser(database, { ...scope, user: userId });
+      });
+      whole &&= read;
+    }
+    if (whole) await run(scope, DONE, [through]);
+  };
   for (let after = ''; ; ) {
     const tenants = await run(DIRECTORY, TENANTS, [after]);
-    if (tenants.length === 0) return count;
+    if (tenants.length === 0) break;
     for (const { tenantId, envs, extractTime } of tenants) {
-      for (const env of envs) {
-        const scope = { tenant: tenantId, env, user: '' };
-        const through = floorId(Date.now() - settledMs);
-        const since = floorId(extractTime.seconds * 1000 - settledMs);
-        for (const { userId } of await run(scope, USERS, [through, since])) {
-          signal?.throwIfAborted();
-          count += await readUser(database, { ...scope, user: userId });
-        }
-        await run(scope, DONE, [through]);
-      }
+      for (const env of envs) await apart(() => readEnv({ tenant: tenantId, env, user: '' }, extractTime));
       after = tenantId;
     }
   }
+  if (failure) throw failure;
+  return count;
 }

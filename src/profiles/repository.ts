@@ -88,6 +88,14 @@ export interface SavedRow extends ProfileRow {
 /** A product is named by its text, which goes with it. */
 const LISTED = (field: string) => `${field} in ('products', 'services')`;
 
+/** The CTE of the sessions that are not anonymous any more, as the profile has an e-mail address: only minted users have such. */
+export const known = (user: string, key: string) => `known as (
+    update sessions s set anonymous = false, revision = s.revision + 1, update_time = greatest(s.update_time, clock_timestamp())
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = ${user} and s.anonymous and s.delete_time is null and ${key} <> ''
+      and starts_with(${user}, '${MINTED}')
+    returning s.id
+  )`;
+
 // $13 tells which values go: they leave the changes, and the results kept for replays, which hold whole profiles.
 const save = (action: string) =>
   change<SavedRow>(`
@@ -125,11 +133,7 @@ const save = (action: string) =>
     update requests r set result = '[{"gone": true}]'
     where r.tenant_id = $1 and r.env = $2 and r.user_id = $3 and r.method = 'ProfileService/UpdateProfile' and $13 <> '[]'
     returning 1
-  ), known as (
-    update sessions s set anonymous = false, revision = s.revision + 1, update_time = greatest(s.update_time, clock_timestamp())
-    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.anonymous and s.delete_time is null and $14 <> '' and starts_with($3, '${MINTED}')
-    returning 1
-  ), result as materialized (
+  ), ${known('$3', '$14')}, result as materialized (
     select saved.*, coalesce((
       select jsonb_agg($12 -> (place - 1) || jsonb_build_object('revision', c.revision, 'change_time', c.change_time) order by place) from changes c
     ), '[]') as changes from saved
@@ -186,12 +190,21 @@ export async function saveProfile(
   return saved;
 }
 
+// Past 1 MiB the values are not read.
 const LIST = pointRead<{ change: ChangedRow; revision: number; place: number; byteSize: number }>(`
-  select to_jsonb(h) - '{tenant_id,env,user_id,place}'::text[] as change, h.revision, h.place, octet_length(to_jsonb(h)::text) as byte_size
-  from profile_changes h
-  where h.tenant_id = $1 and h.env = $2 and h.user_id = $3 and $4 in ('', h.field)
-    and ($5::bigint is null or (h.revision, h.place) < ($5, $6::int))
-  order by h.revision desc, h.place desc limit $7::int`);
+  select to_jsonb(h) - '{tenant_id,env,user_id,place,size,running}'::text[] as change, h.revision, h.place, h.size as byte_size
+  from (
+    select h.*, sum(h.size) over (order by h.revision desc, h.place desc rows unbounded preceding) as running
+    from (
+      select h.*, octet_length(coalesce(h.previous::text, '')) + octet_length(coalesce(h.current::text, '')) + 1000 as size
+      from profile_changes h
+      where h.tenant_id = $1 and h.env = $2 and h.user_id = $3 and $4 in ('', h.field)
+        and ($5::bigint is null or (h.revision, h.place) < ($5, $6::int))
+      order by h.revision desc, h.place desc limit $7::int
+    ) h
+  ) h
+  where h.running - h.size <= 1048576
+  order by h.revision desc, h.place desc`);
 
 export async function listChanges(db: TenantDb, field: string, after: string[] | undefined, limit: number) {
   return db.query(LIST, [field, after?.[0], after?.[1], limit]);

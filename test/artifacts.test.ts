@@ -70,7 +70,8 @@ describe('artifacts', () => {
   it('take the time of the commit for approvals that tell none', async () => {
     const document = await writeDocument(client);
     const approvals = [{ approver: 'ada', verdict: 3 as const }];
-    const { artifact } = await client.artifact.commitArtifact(commitOf(document, { approvals }));
+    const { artifact } = await client.artifact.commitArtifact(commitOf(document, { approvals, metadata: undefined }));
+    expect(artifact!.metadata).to.deep.equal({});
     expect(artifact!.approvals[0]!.decideTime).to.deep.equal(artifact!.createTime);
     expect((await client.artifact.getArtifact(key)).artifact!.approvals).to.deep.equal(artifact!.approvals);
   });

@@ -79,7 +79,10 @@ export function artifactFromCommit(
     nextAttemptTime: createTime,
     createTime,
   };
-  return artifactFrom({ ...commit, ...row }, Snapshot.fromPartial({ ...of, ...waiting }));
+  return artifactFrom(
+    { ...commit, metadata: commit.metadata ?? {}, ...row },
+    Snapshot.fromPartial({ ...of, ...waiting }),
+  );
 }
 
 const COMMIT = change<CommittedRow>(`

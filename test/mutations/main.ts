@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
+import { ARTIFACTS } from './artifacts.ts';
 import { DOCUMENTS } from './documents.ts';
 import { DURABILITY } from './durability.ts';
 import { ISOLATION } from './isolation.ts';
@@ -162,6 +163,7 @@ const all = [
   ...DURABILITY,
   ...RULES,
   ...LIVE,
+  ...ARTIFACTS,
   ...DOCUMENTS,
   ...MEMORIES,
   ...PEOPLE,

@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Message } from '../../src/gen/memory/v1/message.ts';
 import { revisionOf } from '../../src/rpc/validate.ts';
 import { allPages, type Clients, runSql } from '../support.ts';
+import { checkArtifacts } from './artifacts.ts';
 import { checkDrafts } from './drafts.ts';
 import type { Entry, Ledger } from './ledger.ts';
 import { checkMemories } from './memories.ts';
@@ -34,7 +35,7 @@ export async function checkAftermath(
 
   const events: Event[] = await rows(
     `select action, trace_id as trace, resource, metadata from audit_events
-      where tenant_id = $1 and outcome = 1 order by id`,
+      where tenant_id = $1 and outcome = 1 and action not in ('snapshots.store', 'snapshots.fail') order by id`,
   );
   const happened = checkEvents(ledger.entries, events, check);
   const threads = await rows('select thread_id, last_seq::int, fencing_token::int from threads where tenant_id = $1');
@@ -60,6 +61,7 @@ export async function checkAftermath(
   await checkProfile(clients, happened, events, check);
   const bundles = await checkBundles(clients, messages, ledger.entries, happened, check);
   const revisions = await checkDrafts(rows, ledger.entries, happened, check);
+  const uploads = await checkArtifacts(rows, ledger.entries, happened, check);
   const [{ turns, handoffs }] = await rows(
     `select (select count(*)::int from turns where tenant_id = $1) as turns,
       (select count(*)::int from handoffs where tenant_id = $1 and destination = 'maybes') as handoffs`,
@@ -83,6 +85,7 @@ export async function checkAftermath(
     messages: [...messages.values()].reduce((sum, { length }) => sum + length, 0),
     bundles,
     revisions,
+    uploads,
   };
 }
 

@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { addKey } from '../../src/db/keyring.ts';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
 import { makeDatabase } from '../database.ts';
@@ -44,7 +45,10 @@ export async function openArena(
       return openPostgres(join(folder, `postgres${++databases}`), { max_connections: '300', ...settings }, cleanup);
     },
     async startServer({ postgres, ...options }) {
-      const server = await startProcess({ ...options, databaseUrl: postgres.url, keyFile });
+      // Another version may not know the flag.
+      const store = options.main ? [] : ['--snapshot-store', pathToFileURL(join(folder, 'snapshots')).href];
+      const flags = [...store, ...(options.flags ?? [])];
+      const server = await startProcess({ ...options, flags, databaseUrl: postgres.url, keyFile });
       servers.push(server);
       cleanup(async () => {
         server.kill('SIGKILL');

@@ -1,5 +1,6 @@
 import { applyPatch } from 'diff';
 import { parse } from 'yaml';
+import { output } from './artifacts.ts';
 import type { Entry, Worker } from './ledger.ts';
 
 const PROJECT = 'report';
@@ -20,12 +21,13 @@ export async function draft(worker: Worker): Promise<void> {
   for (let i = 1 + worker.random.int(3); i > 0; i--) {
     const content = `${worker.fresh()}\n`;
     const profileKey = worker.random.chance(0.2) ? worker.fresh() : undefined;
-    const profileChange = profileKey ? { yaml: `${profileKey}: 1\n` } : undefined;
+    const profileChange = profileKey ? { yaml: `${profileKey}: 1\n`, reopen: true } : undefined;
     const events = ['drafts.save', ...(profileKey ? ['profiles.put'] : [])];
     const intent = { draft: { sectionId, content, token: own.fencingToken, profileKey }, events };
-    await worker.intend('draft', intent, ({ artifact }, { id, metadata, options }) =>
+    const saved = await worker.intend('draft', intent, ({ artifact }, { id, metadata, options }) =>
       artifact.saveDraft({ ...own, content, profileChange, requestId: id }, metadata, options),
     );
+    if (saved.response && worker.random.chance(0.3)) await output(worker, sectionId, saved.response.revision!.revision);
   }
   await worker.intend('unlock', { events: ['sections.unlock'] }, ({ artifact }, { id, metadata, options }) =>
     artifact.unlockSection({ ...own, requestId: id }, metadata, options),

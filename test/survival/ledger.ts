@@ -26,6 +26,8 @@ export interface Intent {
   state?: Record<string, unknown>;
   /** What it saves, under which token, and the key that it adds to the profile. */
   draft?: { sectionId: string; content: string; token: number; profileKey: string | undefined };
+  /** What it commits. */
+  output?: string;
   /** What it puts. */
   memory?: { key: string; value: string };
   /** The id of the call of a model that it records. */

@@ -12,7 +12,7 @@ interface Tools {
   say(step: string, answer: string): void;
 }
 
-/** A document section by section: from the first session of its project to a revised draft. */
+/** A document section by section: from the first session of its project to the committed artifact in the store. */
 export async function document({ projectId, ok, refused, told, say }: Tools): Promise<void> {
   const session = { surfaceId: 'smoke', projectId };
   const started = await ok('memory.v1.MemoryService/UpsertSession', { session, requestId: randomUUID() });
@@ -72,4 +72,38 @@ export async function document({ projectId, ok, refused, told, say }: Tools): Pr
   const { context } = await ok('memory.v1.ConversationService/GetContext', { sessionId, options });
   same('the drafts of the context', [context.drafts.length, context.projectProfile.version], [1, '5']);
   say('GetContext', `the profile and the draft in ${context.tokenCount} tokens`);
+
+  const named = { projectId, artifactKey: 'report', finalOutput: '# Sales\n\nSeven in 2025, as planned.\n', sessionId };
+  const approvals = [{ approver: 'tour', verdict: 'VERDICT_APPROVED', comment: 'as planned' }];
+  const sections = [{ sectionId: 'sales', revision: '2' }];
+  const commit = { ...named, sections, reviewers: ['tour'], approvals, gateStage: 'review', requestId: randomUUID() };
+  const absent = { ...commit, sections: [...sections, { sectionId: 'costs', revision: '1' }], requestId: randomUUID() };
+  const refusal = await refused('NOT_FOUND', 'NOT_FOUND', `${ARTIFACT}/CommitArtifact`, absent);
+  const { artifact } = await ok(`${ARTIFACT}/CommitArtifact`, commit);
+  same('the artifact', [artifact.version, artifact.profileVersion, artifact.approvals.length], ['1', '5', 1]);
+  same('its replay', (await ok(`${ARTIFACT}/CommitArtifact`, commit)).artifact.id, artifact.id);
+  say('CommitArtifact', `version 1 from revision 2, approved; with a revision that is not there: ${told(refusal)}`);
+
+  const changed = put(`${profile.yaml}status: sent\n`, '5');
+  const locked = await refused('FAILED_PRECONDITION', 'PROFILE_LOCKED', `${ARTIFACT}/PutProjectProfile`, changed);
+  say('PutProjectProfile', `on the version that it was committed from: ${told(locked)}`);
+
+  const read = { projectId, artifactKey: 'report' };
+  let stored = artifact;
+  for (const end = Date.now() + 30_000; !stored.snapshot.link && Date.now() < end; ) {
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    stored = (await ok(`${ARTIFACT}/GetArtifact`, read)).artifact;
+  }
+  const { snapshot } = stored;
+  same(
+    'the output, and its upload',
+    [stored.finalOutput, snapshot.uploadState],
+    [named.finalOutput, 'UPLOAD_STATE_STORED'],
+  );
+  const { snapshots } = await ok(`${ARTIFACT}/ListSnapshots`, { projectId, uploadState: 'UPLOAD_STATE_STORED' });
+  const last = snapshot.link.split('/').at(-1);
+  say(
+    'GetArtifact',
+    `${snapshot.sizeBytes} bytes in the store as …${last.slice(-24)}, of ${snapshots.length} snapshots`,
+  );
 }

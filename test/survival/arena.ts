@@ -41,13 +41,13 @@ export async function openArena(
     timeLeft: () => Math.max(0, deadline - Date.now()),
     tell,
     cleanup,
+    storeFlags: ['--snapshot-store', pathToFileURL(join(folder, 'snapshots')).href],
     async startPostgres({ settings = {} } = {}) {
       return openPostgres(join(folder, `postgres${++databases}`), { max_connections: '300', ...settings }, cleanup);
     },
     async startServer({ postgres, ...options }) {
       // Another version may not know the flag.
-      const store = options.main ? [] : ['--snapshot-store', pathToFileURL(join(folder, 'snapshots')).href];
-      const flags = [...store, ...(options.flags ?? [])];
+      const flags = [...(options.main ? [] : arena.storeFlags), ...(options.flags ?? [])];
       const server = await startProcess({ ...options, flags, databaseUrl: postgres.url, keyFile });
       servers.push(server);
       cleanup(async () => {

@@ -111,7 +111,10 @@ async function migrateUnderLoad(postgres: Postgres, version: Version): Promise<v
  * An old server that the new schema does not let go on tells that it is not ready, so that no calls are sent to it.
  */
 async function change(arena: Arena, postgres: Postgres, from: Version, to: Version, goesOn: boolean): Promise<Figures> {
-  const start = (version: Version, port?: number) => arena.startServer({ postgres, main: mainOf(version), port });
+  const start = (version: Version, port?: number) => {
+    const flags = version === to ? arena.storeFlags : [];
+    return arena.startServer({ postgres, main: mainOf(version), port, flags });
+  };
   const [first, second] = await Promise.all([start(from), start(from)]);
   const load = await startLoad(arena, postgres, [first.address, second.address], CLIENTS);
   // In a tenant of its own: what it appends is in nobody's ledger.

@@ -1,5 +1,7 @@
+import { Approval_Verdict } from '../src/gen/memory/v1/artifact.ts';
 import {
   ArtifactServiceService as Artifact,
+  CommitArtifactRequest,
   LockSectionRequest,
   SaveDraftRequest,
 } from '../src/gen/memory/v1/artifact_service.ts';
@@ -27,6 +29,16 @@ function saveDraft({ sectionId, fencingToken }: DraftSubject): SaveDraftRequest 
   });
 }
 
+/** An output as long as its section, from the first revision of it. */
+const commitArtifact = ({ sectionId }: DraftSubject): CommitArtifactRequest =>
+  CommitArtifactRequest.fromPartial({
+    projectId: PROJECT,
+    artifactKey: sectionId,
+    sections: [{ sectionId, revision: 1 }],
+    finalOutput: LINES.join('\n'),
+    approvals: [{ approver: 'bench', verdict: Approval_Verdict.APPROVED }],
+  });
+
 /** A section that was locked and saved once, to be saved again and again. */
 export async function draftSubject(call: Caller, sectionId: string): Promise<DraftSubject> {
   const request = LockSectionRequest.fromPartial({ projectId: PROJECT, sectionId, holder: 'bench' });
@@ -38,6 +50,7 @@ export async function draftSubject(call: Caller, sectionId: string): Promise<Dra
 
 export const draftWork = (call: Caller, { drafts }: Subjects): Work => ({
   SaveDraft: (caller) => call(Artifact.saveDraft, saveDraft(drafts[caller]!)),
+  CommitArtifact: (caller) => call(Artifact.commitArtifact, commitArtifact(drafts[caller]!)),
   GetDraft: (caller) =>
     call(Artifact.getDraft, { projectId: PROJECT, sectionId: drafts[caller]!.sectionId, revision: 0 }),
 });

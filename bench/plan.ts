@@ -52,7 +52,7 @@ export const COMPARISONS: Comparison[] = [
   ...compare(['GetContext'], [1, MOST], ['echo', 'memoryd', 'single calls']),
   ...compare(TURNS, [1, MOST], ['memoryd', 'single calls']),
   ...compare(['ForwardBundle', 'RecordLlmRequest', 'GetUsage', 'GetProfile'], [1, MOST], ['memoryd']),
-  ...compare(['SaveDraft', 'GetDraft'], [1, MOST], ['memoryd']),
+  ...compare(['SaveDraft', 'GetDraft', 'CommitArtifact'], [1, MOST], ['memoryd']),
   ...compare(['PutMemory', 'GetMemory', 'SearchMemories'], [1, MOST], ['memoryd']),
   ...compare(['UpdateProfile'], [1], ['memoryd']),
   ...compare([FAN_OUT], [1, 16], ['memoryd']),

@@ -134,7 +134,8 @@ export const features: Features = {
     const jobs: Job[] = [
       { name: 'sweep', everyMinutes, run: removed },
       { name: 'rederive', everyMinutes, run: (signal) => rederive(database, settledMs, signal) },
-      { name: 'forget-words', everyMinutes, run: (signal) => forgetWords(database, signal) },
+      // Each word is up for it once a week.
+      { name: 'forget-words', everyMinutes: 30, run: (signal) => forgetWords(database, signal) },
       { name: 'read-for-profiles', everyMinutes: 1, run: (signal) => readAll(database, settledMs, signal) },
       { name: 'fold', everyMinutes, run: (signal) => foldAll(database, signal) },
     ];

@@ -44,7 +44,16 @@ const WITHOUT_SERVICE = {
 };
 
 /** Test files to which the extension makes a difference. */
-const WITH_VECTOR = ['memories', 'memory-embeddings', 'memory-search', 'migrate', 'rls', 'isolation', 'transfer'];
+const WITH_VECTOR = [
+  'bad-fields',
+  'memories',
+  'memory-embeddings',
+  'memory-search',
+  'migrate',
+  'rls',
+  'isolation',
+  'transfer',
+];
 
 interface Running {
   env: Record<string, string>;

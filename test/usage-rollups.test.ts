@@ -28,7 +28,7 @@ const GRAINS: [grain: number, subject: string, user: string, project: string][] 
   [4, `coalesce(session_id::text, '')`, 'user_id', 'project_id'],
 ];
 
-const { USER, PROJECT, DAY, MODEL } = UsageDimension;
+const { SESSION, USER, PROJECT, DAY, MODEL } = UsageDimension;
 const EVERYTHING = { userId: '', sessionId: '', projectId: '', provider: '', model: '', startDay: '', endDay: '' };
 
 describe('sums of usage', () => {
@@ -176,10 +176,11 @@ describe('sums of usage', () => {
        )
        insert into usage_rollups (tenant_id, env, grain, subject, day, user_id, project_id, provider, model, requests, prompt_tokens,
          cached_tokens, completion_tokens, total_tokens, cost, latency_ms)
-       select $1, 'dev', grain, subject, (create_time at time zone 'UTC')::date, '', g.project_id, provider, model, count(*), sum(prompt_tokens),
+       select $1, 'dev', grain, subject, (create_time at time zone 'UTC')::date, g.user_id, g.project_id, provider, model, count(*), sum(prompt_tokens),
          0, sum(completion_tokens), sum(total_tokens), sum(cost), sum(latency_ms)
-       from calls c cross join lateral (values (1, '', ''), (2, project_id, ''), (3, user_id, c.project_id)) g (grain, subject, project_id)
-       group by grain, subject, 5, g.project_id, provider, model`,
+       from calls c cross join lateral (values (1, '', '', ''), (2, project_id, '', ''), (3, user_id, '', c.project_id),
+         (4, user_id || create_time::date, c.user_id, c.project_id)) g (grain, subject, user_id, project_id)
+       group by grain, subject, 5, g.user_id, g.project_id, provider, model`,
       [tenant, from],
     );
     await runSql(ownerUrl(), 'vacuum analyze usage_rollups, llm_requests');
@@ -191,6 +192,9 @@ describe('sums of usage', () => {
     expect(perProject.read, 'no more than a row for each day, project and model').to.be.at.most(31 * 10 * 5);
     const ofUser = await rowsRead([MODEL], { ...month, userId: 'u7' }, 501);
     expect(ofUser.read, 'those of the user').to.be.at.most(31 * 10 * 5);
+    const sessions = await rowsRead([SESSION], { ...month, userId: 'u7' }, 51);
+    expect(sessions.read, 'those of the sessions of the user').to.be.within(sessions.told, 4 * sessions.told);
+    expect((await rowsRead([SESSION], month, 6)).read, 'those of the page').to.be.lessThan(100);
     const [page, all] = [await rowsRead([USER], month, 6), await rowsRead([USER], month, 501)];
     expect([page.told, all.told]).to.deep.equal([6, 501]);
     expect(page.read, 'those of the page').to.be.lessThan(all.read / 8);

@@ -58,8 +58,17 @@ describe('what is read in messages', () => {
       'Angenommen, ich wohne in der Lindenstraße 12, 10969 Berlin.',
       'The support has asked me to call me on +1 202 555 0143.',
       'He says my name is Anna Schmidt.',
+      'I sent my email to support@shop.example.',
+      'Contact me or Bob at bob@example.org.',
+      'Hello, this is Microsoft Support calling.',
+      'Hi, I’m Curious, how does it work.',
     ])
       expect(toldIn(message), message).to.deep.equal({});
+  });
+
+  it('is a state of the United States, where that is what somebody says', () => {
+    expect(toldIn('I live in Texas, USA.')).to.deep.equal({ state: 'Texas', country: 'US' });
+    expect(toldIn('I live in Austin, USA.')).to.deep.equal({ city: 'Austin', country: 'US' });
   });
 
   it('is read at the beginning of a long message only', () => {

@@ -7,6 +7,12 @@ const STATES = new Set(
   `AL AK AZ AR CA CO CT DE FL GA HI ID IL IN IA KS KY LA ME MD MA MI MN MS MO MT NE NV NH NJ NM NY NC ND OH OK OR PA RI SC SD TN TX
   UT VT VA WA WV WI WY DC`.split(/\s+/),
 );
+// New York and Washington are rather meant as cities.
+const STATE_NAMES = new Set(
+  `Alabama,Alaska,Arizona,Arkansas,California,Colorado,Connecticut,Delaware,Florida,Georgia,Hawaii,Idaho,Illinois,Indiana,Iowa,Kansas,Kentucky,Louisiana,Maine,Maryland,Massachusetts,Michigan,Minnesota,Mississippi,Missouri,Montana,Nebraska,Nevada,New Hampshire,New Jersey,New Mexico,North Carolina,North Dakota,Ohio,Oklahoma,Oregon,Pennsylvania,Rhode Island,South Carolina,South Dakota,Tennessee,Texas,Utah,Vermont,Virginia,West Virginia,Wisconsin,Wyoming`.split(
+    ',',
+  ),
+);
 const CITY = `\\p{Lu}[\\p{L}\\p{M}.'’-]+(?: (?:(?:am|an der|im|de|del|della|la|le|les|sur|upon|on|of|do|da|den|aan|der) )?\\p{Lu}[\\p{L}\\p{M}.'’-]+){0,2}`;
 const STREET = `(?=[^\\n]*\\d)[\\p{L}\\p{M}\\d .'’/-]{3,60}`;
 const UNIT = `(?:, (?:apt|apartment|unit|suite|flat|#)\\.? ?[\\w-]{1,6})?`;
@@ -78,6 +84,7 @@ export function readAddress(text: string): Map<string, string> | undefined {
     return fieldsOf({ ...parts, country: named ?? country });
   }
   const place = named ? PLACE.exec(rest)?.groups : undefined;
+  if (place && named === 'US' && STATE_NAMES.has(place.city!)) return fieldsOf({ state: place.city, country: named });
   return place && fieldsOf({ ...place, country: named });
 }
 

@@ -36,7 +36,7 @@ export const EMAIL_CUE = any(
   `(?:o )?meu ${MAIL}`,
   `mijn ${MAIL}`,
   `min ${MAIL}`,
-  `mój ${MAIL}`,
+  `mój ${MAIL}(?: to)?`,
   `(?:reach|contact|write|e-?mail|mail)(?: to)? me`,
   `ich bin (?:auch )?unter`,
   `erreich(?:en|st) (?:sie |du )?mich (?:auch )?(?:unter|per mail unter)`,
@@ -66,7 +66,7 @@ export const PHONE_CUES: [cue: RegExp, countries: string[]][] = [
   [any(`(?:o )?meu (?:número(?: de telefone)?|telefone|celular)`), ['BR']],
   [any(`mijn (?:telefoonnummer|nummer|mobiel)`), ['NL']],
   [any(`mitt (?:telefonnummer|nummer|mobilnummer)`), ['SE']],
-  [any(`mój (?:numer(?: telefonu)?|telefon)`), ['PL']],
+  [any(`mój (?:numer(?: telefonu)?|telefon)(?: to)?`), ['PL']],
 ];
 
 export const ADDRESS_CUE = any(
@@ -88,6 +88,10 @@ export const ADDRESS_CUE = any(
   `jag bor (?:på|i)`,
 );
 
+/** What may stand between a cue and its value. Never "to": who sends his mail to an address has another one. */
+export const GAP =
+  /^(?:[\s:=,<(-]|(?<![\p{L}\p{N}])(?:is|it['’]?s|['’]s|s|now|currently|please|at|on|via|under|by|back|directly|anytime|here|the|this|number|address|e-?mail|mail|phone|mobile|ist|lautet|unter|auf|per|jetzt|gerne|die|der|das|est|le|la|au|à|sur|par|es|el|en|al|è|il|o|é|no|pelo|är|på|op|jest)(?![\p{L}\p{N}]))*$/iu;
+
 /** What may stand around a value that is all of an answer. */
 export const FILLER =
   /(?<![\p{L}\p{N}])(?:yes|yeah|sure|ok(?:ay)?|of course|please|here|it(?: is|['’]s)|thanks|e-?mail|mail|phone|tel|ja|klar|gerne|bitte|sie ist|es ist|oui|bien sûr|c['’]est|voici|sí|claro|es|sì|certo|è|sim|é|tak)(?![\p{L}\p{N}])|[\s:,.!()-]/giu;
@@ -108,11 +112,16 @@ export const TASK =
 export const CITED =
   /^(?:-{2,} ?(?:original message|forwarded message|ursprüngliche nachricht|weitergeleitete nachricht|message (?:d['’]origine|transféré)|mensaje (?:original|reenviado)).*|(?:from|von|de|da|van|od): .*|(?:on|am|le|el|il|op|em) .{4,80}(?:wrote|schrieb.*|a écrit|escribió|ha scritto|schreef|escreveu) ?:?.*)$/imu;
 
+/** Whoever has one of these in the name is no person. */
+export const NO_PERSON =
+  /(?<![\p{L}])(?:support|team|service|services|bank|office|company|customer|helpdesk|inc|ltd|llc|gmbh|ag|corp|university|hospital)(?![\p{L}])/iu;
+
 /** Words with a capital that follow "I'm" and "my name is" without being names. */
 export const NO_NAME = new Set(
   `really very so not just kind sorry happy sad sure interested looking trying having getting going here there new also still
   already afraid glad currently now back done fine good great ok okay on in at the a an missing misspelled misspelt spelled wrong
-  important unknown confidential private common hard easy up lost legend batman sir madam mr mrs ms dr you your
+  curious confused stuck busy tired worried excited ready unable wondering calling writing using working running planning living
+  based married pregnant vegan vegetarian student teacher important unknown confidential private common hard easy up lost legend batman sir madam mr mrs ms dr you your
   american british english german french spanish italian portuguese dutch belgian swiss austrian swedish norwegian danish finnish
   polish czech slovak russian ukrainian turkish greek irish scottish welsh canadian mexican brazilian argentinian indian pakistani
   chinese japanese korean vietnamese thai australian african european asian muslim christian jewish hindu buddhist

@@ -6,8 +6,10 @@ import {
   CITED,
   EMAIL_CUE,
   FILLER,
+  GAP,
   NAME_CUE,
   NO_NAME,
+  NO_PERSON,
   OTHERS,
   PHONE_CUES,
   SUPPOSED,
@@ -42,7 +44,6 @@ const OPENINGS = [
   ),
   new RegExp(`^(?:[Ff]ull |[Mm]y )?[Nn]ame ?: ${CAPITALISED}$`, 'u'),
 ];
-const GAP = /^[ :,]*(?:[\p{L}’']+ ){0,3}[<(]?$/u;
 const NUMBER = /(?<![\p{L}\p{N}+])\+?\(?\d[\d \u00a0()./-]{5,20}\d(?![\p{L}\p{N}])/gu;
 
 /** The sentences that are the person's own words, without code, links, quotations and what follows somebody else's mail. */
@@ -69,7 +70,8 @@ function* cuesIn(sentence: string, cue: RegExp): Iterable<{ start: number; end: 
   for (const match of sentence.matchAll(cue)) yield { start: match.index, end: match.index + match[0].length };
 }
 
-const isName = (name: string) => !NO_NAME.has(name.split(/[ -]/)[0]!.toLowerCase()) && name.length <= 100;
+const isName = (name: string) =>
+  !NO_NAME.has(name.split(/[ -]/)[0]!.toLowerCase()) && !NO_PERSON.test(name) && name.length <= 100;
 
 function nameIn(sentence: string): string | undefined {
   for (const { start, end } of cuesIn(sentence, NAME_CUE)) {

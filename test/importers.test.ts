@@ -118,9 +118,12 @@ describe('the importers', () => {
       'messages that were here already: 2',
     ]);
     const before = await rowCounts(tenant, ['sessions', 'messages', 'audit_events']);
+    const { sessions } = await client.memory.listSessions({});
+    expect(timestampText(sessions[0]!.lastActivityTime!)).to.equal('2024-01-01T00:00:03.000000Z');
     expect(await run([session([all])], { dryRun: true })).to.include('messages that were here already: 4');
     expect(await run([session([all])])).to.include('messages that were here already: 4');
     expect(await rowCounts(tenant, ['sessions', 'messages', 'audit_events'])).to.deep.equal(before);
+    expect((await client.memory.listSessions({})).sessions).to.deep.equal(sessions);
     expect((await stored()).map(({ seq, clientId }) => [seq, clientId])).to.deep.equal([
       [1, 'a'],
       [2, 'b'],

@@ -58,6 +58,7 @@ export async function runFrameworkImport(file: string | undefined, options: Fram
         await importConversations(place, found, report, shown.tick);
       });
     });
+    if (report.lines().length === 0) console.log('nothing to import');
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
     if (code === UNDEFINED_TABLE) throw new UserError(`these are not the tables of ${from}: ${message}`);
@@ -66,6 +67,7 @@ export async function runFrameworkImport(file: string | undefined, options: Fram
     shown.end();
     await tokenCounter.stop();
     // What was done stands, also where it ended before its end.
-    console.log([dryRun ? 'It would import' : 'Imported', ...report.lines()].map(visible).join('\n  '));
+    const lines = [dryRun ? 'It would import' : 'Imported', ...report.lines()];
+    if (lines.length > 1) console.log(lines.map(visible).join('\n  '));
   }
 }

@@ -164,6 +164,9 @@ function count(report: Report, fresh: number, known: number): void {
   if (known > 0) report.add('messages that were here already', known);
 }
 
+/** All messages were there. */
+class NothingNew extends Error {}
+
 /** Appends messages; if one of them is refused, the others one by one. */
 async function append(
   place: Place,
@@ -177,13 +180,20 @@ async function append(
   const given: Append = { threadId, sessionId: sessionId ?? '', messages, tokenCounts, fencingToken: 0 };
   const work = async (tx: TenantTx) => {
     const rows = await appendMessages(tx.step, given);
+    // An append moves the activity of the session, also if it appends nothing: then it is undone.
+    if (rows.length > 0 && !rows.some((row) => row.fresh)) throw new NothingNew();
     const fresh = rows.flatMap(({ seq, fresh }, i) =>
       fresh && dated[i]!.time ? [{ seq, time: dated[i]!.time! }] : [],
     );
     await backdate(tx, threadId, sessionId, fresh);
     return rows;
   };
-  const rows = await transaction(place.database, scope, commandStamp('Import'), limits(), { repeatable: true }, work);
+  const stored = transaction(place.database, scope, commandStamp('Import'), limits(), { repeatable: true }, work);
+  const rows = await stored.catch((error) => {
+    if (error instanceof NothingNew) return undefined;
+    throw error;
+  });
+  if (!rows) return count(report, 0, dated.length);
   if (rows.length > 0) {
     const fresh = rows.filter((row) => row.fresh).length;
     return count(report, fresh, rows.length - fresh);

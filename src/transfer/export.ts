@@ -97,12 +97,11 @@ async function* rowsOf(
   }
 }
 
-/** A table page by page along its primary key. A page ends at 4 MiB: rows may be larger than most. */
-async function* pages(
-  client: pg.Client,
-  { tenant, envs, whole, project }: ExportScope,
-  { table, env, condition }: Section,
-): AsyncGenerator<string[]> {
+/**
+ * A page of a table as lines, each with its position: the first one, or what is after a position. A page ends at 4 MiB, as rows
+ * may be larger than most. The project, if it is about one, comes before the number of rows and the position.
+ */
+function pageOf({ envs, whole, project }: ExportScope, { table, env, condition }: Section, first: boolean): string {
   const { before, after } = framed(env, table.name);
   const own = columnsOf(table, project);
   const columns = own.map(({ name }) => {
@@ -115,26 +114,33 @@ async function* pages(
   const typeOf = (name: string) => `jsonb_typeof(t.${name})`;
   const nulls = structs.map((name) => `case when ${typeOf(name)} = 'null' then '${name}' end`).join(', ');
   const marked = `case when 'null' in (${structs.map(typeOf).join(', ')}) then ',"json_null":' || to_json(array_remove(array[${nulls}], null)) else '' end`;
+
+  const rowsAt = project ? 4 : 3;
+  // The tenant's own row has no key besides.
   const keys = table.key.length > 0 ? table.key : ['tenant_id'];
   const key = keys.map((column) => `t.${column}`).join(', ');
-  const values = project ? [tenant, env, project] : [tenant, env];
   const position = keys.map((column, i) => {
     const { type } = table.columns.find(({ name }) => name === column) ?? { type: 'text' };
-    return `$${values.length + i + 2}::text::${type}`;
+    return `$${rowsAt + i + 1}::text::${type}`;
   });
-  const statement = (later: string) => `
+  return `
     select line, position from (
       select line, position, place, sum(octet_length(line)) over (order by place) - octet_length(line) as bytes_before
       from (
         select '${before}' || (select row_to_json(r)::text from (select ${columns.join(', ')}) r)${structs.length > 0 ? ` || ${marked}` : ''} || '${after}' as line,
           array[${keys.map((column) => `t.${column}::text`).join(', ')}] as position, row_number() over (order by ${key}) as place
         from ${table.name} t
-        where t.tenant_id = $1 and ${table.ofEnv ? 't.env' : `''`} = $2${condition}${later}
-        order by ${key} limit $${values.length + 1}::int
+        where t.tenant_id = $1 and ${table.ofEnv ? 't.env' : `''`} = $2${condition}${first ? '' : ` and (${key}) > (${position.join(', ')})`}
+        order by ${key} limit $${rowsAt}::int
       ) page
     ) sized
     where bytes_before < ${PAGE_BYTES} order by place`;
-  const [first, next] = [statement(''), statement(` and (${key}) > (${position.join(', ')})`)];
+}
+
+/** A table page by page along its primary key. */
+async function* pages(client: pg.Client, scope: ExportScope, section: Section): AsyncGenerator<string[]> {
+  const [first, next] = [pageOf(scope, section, true), pageOf(scope, section, false)];
+  const values = [scope.tenant, section.env, ...(scope.project ? [scope.project] : [])];
   let limit = FIRST_ROWS;
   let at: string[] = [];
   for (;;) {

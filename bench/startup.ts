@@ -29,9 +29,8 @@ export async function measureServe(
   for (let time = 0; time < times; time++) {
     const port = await freePort();
     const start = performance.now();
-    const child = memoryd(['serve', '--auth', 'trusted', '--port', String(port), '--key-file', keyFile], {
-      DATABASE_URL: databaseUrl,
-    });
+    const flags = ['--auth', 'trusted', '--port', String(port), '--key-file', keyFile, '--snapshot-store', 'none'];
+    const child = memoryd(['serve', ...flags], { DATABASE_URL: databaseUrl });
     try {
       await untilServing(port, child);
       ready.push(performance.now() - start);

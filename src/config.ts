@@ -81,6 +81,7 @@ const ALGORITHM = oneOf(
 const algorithms = (text: string) => text.split(',').map((name) => ALGORITHM(name.trim()));
 
 const port = whole(0, 65_535);
+const storeOrNone = (text: string) => (text === 'none' ? 'none' : storeUrl(text));
 
 /** Every flag of `serve` and `dev`. The options, their help and the README's table are made of this. */
 export const SETTINGS = {
@@ -128,8 +129,8 @@ export const SETTINGS = {
   sweepInterval: setting('duration', minutes, '1m', 'How often what has expired is removed: up to 30m. 0m: never.'),
   snapshotStore: optional(
     'url',
-    storeUrl,
-    'Where snapshots of what is committed are kept: `file:///folder`, `s3://bucket/prefix`, `gdrive://folder`. Without: nowhere.',
+    storeOrNone,
+    'Where snapshots of what is committed are kept: `file:///folder`, `s3://bucket/prefix`, `gdrive://folder`, or `none`. If left out, the folder `.memoryd/snapshots` below the one in which it was started (dev: `snapshots` in `--data`).',
   ),
   metricsPort: optional('number', port, 'Port of `/metrics`, `/livez` and `/readyz` (HTTP). Off if not given.'),
   metricsHost: setting('address', word, '127.0.0.1', 'Address of the metrics port.'),

@@ -115,7 +115,8 @@ export const features: Features = {
   async background({ kernel, config, metrics, log }) {
     const { database, changes } = kernel;
     const url = config.directDatabaseUrl ?? config.databaseUrl;
-    const store = config.snapshotStore && (await openStore(config.snapshotStore));
+    const { snapshotStore } = config;
+    const store = snapshotStore && snapshotStore !== 'none' && (await openStore(snapshotStore));
     const running: Background[] = [startJanitor(url, database, changes, log)];
     if (store) running.push(startUploads(url, { database, store, metrics, log }));
     const stop = async () => {

@@ -13,7 +13,7 @@ import { appUrl, connect, failure, headersOf, newTenant, ownerUrl, runSql } from
 const KEYS = () => process.env.MEMORYD_TEST_KEY_FILE!;
 
 const serve = (args: string[], url = appUrl()) => memoryd(['serve', '--port', '0', ...args], { DATABASE_URL: url });
-const trusted = () => ['--auth', 'trusted', '--key-file', KEYS()];
+const trusted = () => ['--auth', 'trusted', '--key-file', KEYS(), '--snapshot-store', 'none'];
 const ready = async (run: Run) => Number((await printed(run, /"port":(\d+).*"msg":"ready"/))[1]);
 
 describe('serve', function () {

@@ -24,6 +24,8 @@ const serve = (port: number) =>
     ['serve', '--port', String(port), '--auth', 'trusted', '--key-file', process.env.MEMORYD_TEST_KEY_FILE!].concat(
       '--drain-wait',
       '0s',
+      '--snapshot-store',
+      'none',
     ),
     { DATABASE_URL: appUrl() },
   );

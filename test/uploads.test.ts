@@ -1,10 +1,15 @@
 import { createHash } from 'node:crypto';
+import { mkdtemp, readFile, realpath, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { expect } from 'chai';
 import { recordsOf } from '../src/artifacts/records.ts';
 import { type Snapshot, Snapshot_UploadState } from '../src/gen/memory/v1/artifact.ts';
 import type { RunningServer } from '../src/server.ts';
 import { unpack } from '../src/snapshots/archive.ts';
 import { storeUrl } from '../src/snapshots/open.ts';
+import { memoryd } from './fixtures/command.ts';
 import { commitOf, type Document, projectId, writeDocument } from './fixtures/documents.ts';
 import type { Fault, HttpRequest } from './fixtures/http-server.ts';
 import { type ServerProcess, startProcess } from './fixtures/process.ts';
@@ -235,6 +240,27 @@ describe('uploads of snapshots', function () {
     await process_();
     const stored = await becomes(snapshot, STORED);
     expect(stored.sha256).to.equal(createHash('sha256').update(content(stored)).digest('hex'));
+  });
+
+  it('go into a folder below the one that `serve` was started in, where no store is named', async () => {
+    const snapshot = await commitAlone();
+    const folder = await mkdtemp(join(tmpdir(), 'memoryd-uploads-'));
+    const flags = ['--port', '0', '--auth', 'trusted', '--key-file', process.env.MEMORYD_TEST_KEY_FILE!];
+    const server = memoryd(['serve', ...flags, '--drain-wait', '0s'], { DATABASE_URL: database.app }, folder);
+    try {
+      const { link, sha256 } = await becomes(snapshot, STORED);
+      const below = pathToFileURL(join(await realpath(folder), '.memoryd', 'snapshots')).href;
+      expect(link.slice(0, link.lastIndexOf('/'))).to.equal(`${below}/${tenant}/dev/atlas`);
+      expect(
+        createHash('sha256')
+          .update(await readFile(new URL(link)))
+          .digest('hex'),
+      ).to.equal(sha256);
+    } finally {
+      server.child.kill('SIGTERM');
+      await server.ended;
+      await rm(folder, { recursive: true });
+    }
   });
 
   it('pass at once to another server when the one that does them is stopped', async () => {

@@ -1,3 +1,4 @@
+import { pathToFileURL } from 'node:url';
 import { Command } from 'commander';
 import type { Config, makeConfig } from '../config.ts';
 import { addSettings, configOf } from './options.ts';
@@ -7,7 +8,8 @@ type Options = NonNullable<Parameters<typeof makeConfig>[1]>;
 export function serveCommand(): Command {
   const command = new Command('serve').description('Serves on a migrated database.');
   return addSettings(command, false).action(async (options: Options) => {
-    const config = configOf(options);
+    const { snapshotStore = pathToFileURL('.memoryd/snapshots') } = options;
+    const config = configOf({ ...options, snapshotStore });
     if (config.workers > 1) return serveWithWorkers(config);
     const [{ startServer }, { features }, { createLog }, { endOnUncaught, untilSignal }] = await Promise.all([
       import('../server.ts'),

@@ -127,7 +127,7 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
     turn: { query: next.content, response: 'You do.' },
     statePatch: { step: 2 },
     llmRequests: [{ provider: 'tour', model: 'm', promptTokens: '100', promptUnitCost: '0.000003' }],
-    toolCalls: [{ toolName: 'fetch', input: { password: 'a secret' } }],
+    toolCalls: [{ toolName: 'fetch', error: 'refused: Authorization: Bearer a-secret-of-somebody' }],
     release: true,
     requestId: randomUUID(),
   });
@@ -141,8 +141,8 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
     `one call of model ${usage.usage[0].model}, ${usage.usage[0].totalTokens} tokens, ${usage.usage[0].cost}`,
   );
   const { toolCalls } = await ok(`${AUDIT}/ListToolCalls`, { sessionId: session.id });
-  same('the input', toolCalls[0]?.record.input, { password: '[redacted]' });
-  say('ListToolCalls', `one call of ${toolCalls[0].record.toolName}, with its password redacted`);
+  same('the error', toolCalls[0]?.record.error, 'refused: Authorization: Bearer [redacted]');
+  say('ListToolCalls', `one call of ${toolCalls[0].record.toolName}, with its secret redacted`);
 
   const limit = {
     scope: 'SCOPE_SESSION',

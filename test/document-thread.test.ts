@@ -1,7 +1,6 @@
 import type { Worker } from 'node:worker_threads';
 import { expect } from 'chai';
 import { Interrupted } from '../src/db/failure.ts';
-import { inThread } from '../src/projects/thread.ts';
 import { RpcError } from '../src/rpc/errors.ts';
 
 /** Takes a second to read: each of its lines is wrong. */
@@ -9,13 +8,19 @@ const SLOW = ': - '.repeat(50_000);
 const inTime = () => ({ deadline: Date.now() + 60_000 });
 const refusalOf = (job: Promise<unknown>) => job.then(() => undefined).catch((error) => error);
 
-// Files are loaded before any test runs, and so before anything has started the thread.
+// A module of this test's own, as another one may have started the thread of the process before.
+const OWN: string = '../src/projects/thread.ts?own';
 const threads: Worker[] = [];
 process.on('worker', (worker: Worker & { threadName?: string }) => {
   if (worker.threadName === 'documents') threads.push(worker);
 });
 
 describe('the thread of documents', () => {
+  let inThread: typeof import('../src/projects/thread.ts').inThread;
+  before(async () => {
+    ({ inThread } = await import(OWN));
+  });
+
   it('does one thing after the other, and keeps nobody waiting for longer than the call may take', async () => {
     const slow = inThread(inTime(), 'check', SLOW);
     const next = inThread(inTime(), 'check', 'a: 1\n');

@@ -260,5 +260,5 @@ describe('streamed messages among others', () => {
     expect(await tenantSql(tenant, 'select 1 from message_streams')).to.deep.equal([]);
     const actors = await tenantSql(tenant, `select actor from audit_events where action = 'messages.interrupt'`);
     expect(actors).to.deep.equal([{ actor: 'memoryd' }]);
-  });
+  }).timeout(60_000);
 });

@@ -1,3 +1,4 @@
+import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { Interrupted } from '../db/failure.ts';
 import type { Limits } from '../db/pool.ts';
@@ -60,7 +61,7 @@ function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {
 
 function start(): Worker {
   // Built, this file and the thread's are JavaScript.
-  const script = new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url);
+  const script = new URL(`./worker${extname(new URL(import.meta.url).pathname)}`, import.meta.url);
   const started = new Worker(script, { name: 'documents', resourceLimits: { maxOldGenerationSizeMb: 512 } });
   started.on('error', () => {}); // an exit follows
   started.on('exit', () => {

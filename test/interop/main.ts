@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { access, cp, mkdir, mkdtemp, readdir, readFile, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { bufCurl, type Caller, grpcurl, protoLoader } from '../../smoke/callers.ts';
 import { tour } from '../../smoke/tour.ts';
 import { mochaGlobalSetup, mochaGlobalTeardown } from '../database.ts';
@@ -189,8 +189,8 @@ async function findPython(): Promise<string | undefined> {
 }
 
 async function main(): Promise<void> {
-  const server = await startTestServer();
   const folder = await mkdtemp(join(tmpdir(), 'memoryd-interop-'));
+  const server = await startTestServer({ snapshotStore: pathToFileURL(join(folder, 'snapshots')) });
   try {
     await runSql(
       ownerUrl(),

@@ -62,7 +62,7 @@ interface Run {
 async function runTests({ folder, postgres }: Workplace, names: string[]): Promise<Run> {
   const files = names.map((name) => `test/${name}.test.ts`);
   const report = join(folder, 'report.json');
-  const options = ['--no-config', '--extension', 'ts', '--timeout', '20000', '--require', 'test/database.ts'];
+  const options = ['--no-config', '--extension', 'ts', '--timeout', '40000', '--require', 'test/database.ts'];
   const reporter = ['--reporter', 'json', '--reporter-option', `output=${report}`];
   await rm(report, { force: true });
   const child = spawn(

@@ -12,7 +12,7 @@ const LIMIT_MS = 10_000;
 
 // Over the tenants, as the role that may see where streams are, but nothing of them.
 const STALE_TENANTS = `
-  select distinct tenant_id as tenant, env from message_streams where expire_time <= clock_timeserviceStamp('streams.interrupt') limit 1000`;
+  select distinct tenant_id as tenant, env from message_streams where expire_time <= clock_timestamp() limit 1000`;
 
 /** Marks the streams as interrupted whose servers are gone. Each process looks, and one of them finds it first. */
 export function startJanitor(

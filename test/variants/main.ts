@@ -28,19 +28,21 @@ const WITHOUT_POSTGRES = {
   readme: 'it needs no database',
   record: 'it needs no database',
   'snapshot-stores': 'it needs no database',
+  serve: 'it is about commands, whatever the Postgres',
   'survival-checker': 'it needs no database',
+  tail: 'it is about a command, whatever the Postgres',
   tracing: 'it needs no database',
+  'transfer-command': 'it is about commands, whatever the Postgres',
+  'turn-kill': 'it is about connections that end, whatever they end at',
+  uploads: 'it is about the store, whatever the Postgres',
+  workers: 'it is about processes, whatever the Postgres',
 };
 const WITHOUT_SERVICE = {
   gather: 'it cuts connections and alters what goes over them, by a proxy of its own in the place of the pooler',
   migrate: 'migrations go past the pooler',
   rls: 'it is about the database itself',
   'rls-roles': 'it is about the database itself',
-  serve: 'it is about commands, and most of these go past the pooler',
-  'transfer-command': 'it is about commands, which go past the pooler',
   transaction: 'it counts on a backend for each connection, which it kills and cuts',
-  'turn-kill': 'it cuts connections by a proxy of its own in the place of the pooler',
-  uploads: 'it is about the store; its jobs go past the pooler',
 };
 
 /** Test files to which the extension makes a difference. */

@@ -132,7 +132,7 @@ describe('changes that commit together', () => {
       expect([...outcomes].filter(([, whileHeld]) => !whileHeld).map(([user]) => user)).to.deep.equal(['u3']);
     });
     expect((await roles()).get('u3')).to.equal(3);
-  });
+  }).timeout(20_000);
 
   it('are all done once where rows are locked by two processes in any order', async () => {
     const other = open(appUrl());

@@ -102,7 +102,7 @@ describe('load', () => {
     raw.close();
     await release();
     expect((await append('next')).messages[0]!.seq).to.equal(2);
-  });
+  }).timeout(20_000); // by itself it would end after 30 s
 
   it('loses and doubles nothing when backends are killed under load, and recovers', async () => {
     // A database of its own: the kills must not reach other tests.

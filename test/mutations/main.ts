@@ -63,7 +63,15 @@ interface Run {
 async function runTests({ folder, postgres }: Workplace, names: string[], limitMs = LIMIT_MS): Promise<Run> {
   const files = names.map((name) => `test/${name}.test.ts`);
   const report = join(folder, 'report.json');
-  const options = ['--no-config', '--extension', 'ts', '--timeout', '40000', '--require', 'test/database.ts'];
+  const options = [
+    '--no-config',
+    '--extension',
+    'ts',
+    '--timeout',
+    limitMs === LIMIT_MS ? '20000' : '60000',
+    '--require',
+    'test/database.ts',
+  ];
   const reporter = ['--reporter', 'json', '--reporter-option', `output=${report}`];
   await rm(report, { force: true });
   const child = spawn(

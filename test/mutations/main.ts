@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
+import { makeDatabase } from '../database.ts';
 import { ARTIFACTS } from './artifacts.ts';
 import { DOCUMENTS } from './documents.ts';
 import { DURABILITY } from './durability.ts';
@@ -23,9 +24,12 @@ import { USAGE } from './usage.ts';
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const COPIED = ['src', 'test', 'migrations', 'package.json', 'tsconfig.json'];
 // Each has a Postgres of its own, as migrations change what databases share. Most of the time they wait.
-const WORKERS = 3;
+const WORKERS = 4;
 const LIMIT_MS = 120_000;
 const ALL_LIMIT_MS = 900_000;
+
+/** Migrated once in each workplace, and copied for the tests of each bug that is not in the migrations. */
+const TEMPLATE = 'memoryd_unchanged';
 
 /** A copy of the service to put bugs into, and where its tests store. */
 interface Workplace {
@@ -38,7 +42,9 @@ async function openWorkplace(): Promise<Workplace> {
   for (const name of COPIED) await cp(join(ROOT, name), join(folder, name), { recursive: true });
   await symlink(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
   const settings = { fsync: 'off', max_connections: '300', full_page_writes: 'off' };
-  return { folder, postgres: await startPostgres({ folder, settings }) };
+  const postgres = await startPostgres({ folder, settings });
+  await makeDatabase(postgres.url, TEMPLATE);
+  return { folder, postgres };
 }
 
 async function closeWorkplace({ folder, postgres }: Workplace): Promise<void> {
@@ -60,7 +66,11 @@ interface Run {
 }
 
 /** Runs test files of a workplace, up to the first failure. */
-async function runTests({ folder, postgres }: Workplace, names: string[], limitMs = LIMIT_MS): Promise<Run> {
+async function runTests(
+  { folder, postgres }: Workplace,
+  names: string[],
+  { limitMs = LIMIT_MS, migrated = true } = {},
+): Promise<Run> {
   const files = names.map((name) => `test/${name}.test.ts`);
   const report = join(folder, 'report.json');
   const options = [
@@ -79,7 +89,12 @@ async function runTests({ folder, postgres }: Workplace, names: string[], limitM
     ['node_modules/mocha/bin/mocha.js', ...options, ...reporter, '--bail', '--exit', ...files],
     {
       cwd: folder,
-      env: { ...process.env, TEST_POSTGRES_URL: postgres.url, TEST_LOG: '' },
+      env: {
+        ...process.env,
+        TEST_POSTGRES_URL: postgres.url,
+        TEST_TEMPLATE: migrated ? TEMPLATE : '',
+        TEST_LOG: '',
+      },
       stdio: ['ignore', 'ignore', 'pipe'],
     },
   );
@@ -128,7 +143,8 @@ async function judge(place: Workplace, { edits, caughtBy }: Mutant): Promise<{ c
         text.replace(find, () => replace),
       );
     }
-    const { failures, fault } = await runTests(place, caughtBy);
+    const migrated = !edits.some(({ file }) => /^migrations\/|migrate/.test(file));
+    const { failures, fault } = await runTests(place, caughtBy, { migrated });
     if (fault) return { caught: false, how: `BROKEN: ${fault}` };
     const [first] = failures;
     if (!first) return { caught: false, how: `SURVIVED: ${caughtBy.join(', ')} pass` };
@@ -145,12 +161,12 @@ async function faultWithoutMutants(places: Workplace[], mutants: Mutant[]): Prom
   const shares = places
     .map((place, i) => ({ place, names: files.filter((_file, n) => n % places.length === i) }))
     .filter(({ names }) => names.length > 0);
-  const first = await Promise.all(shares.map(({ place, names }) => runTests(place, names, ALL_LIMIT_MS)));
+  const first = await Promise.all(shares.map(({ place, names }) => runTests(place, names, { limitMs: ALL_LIMIT_MS })));
   const runs = [];
   for (const [i, run] of first.entries()) {
     const good = run.failures.length === 0 && !run.fault;
     // Side by side they may be too slow for what a test waits for; alone they have no excuse.
-    runs.push(good ? run : await runTests(shares[i]!.place, shares[i]!.names, ALL_LIMIT_MS));
+    runs.push(good ? run : await runTests(shares[i]!.place, shares[i]!.names, { limitMs: ALL_LIMIT_MS }));
   }
   const broken = runs.flatMap(({ failures, fault }) => [
     ...failures.map(({ title }) => title),

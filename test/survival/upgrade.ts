@@ -16,6 +16,8 @@ import type { Arena, Figures, Postgres, Scenario } from './scenario.ts';
 const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const CLIENTS = 6;
+/** So many changes are acknowledged before each step, and with two versions side by side twice as many. */
+const STRIDE = 100;
 /** The longest that a call may take meanwhile: the wait of a migration for a lock is a fraction of it. */
 const BLOCKED_MS = 2500;
 const WAITS = `select from pg_stat_activity where datname = current_database() and usename = current_user
@@ -119,7 +121,7 @@ async function change(arena: Arena, postgres: Postgres, from: Version, to: Versi
   const load = await startLoad(arena, postgres, [first.address, second.address], CLIENTS);
   // In a tenant of its own: what it appends is in nobody's ledger.
   const bystander = startBystander(second.address, headersOf(await newTenant(['user'], {}, postgres.ownerUrl)), true);
-  await load.progress(300);
+  await load.progress(STRIDE);
   const refused = await start(to).then(
     () => 'nothing',
     (error: Error) => error.message,
@@ -127,7 +129,7 @@ async function change(arena: Arena, postgres: Postgres, from: Version, to: Versi
   if (!/too old/.test(refused)) throw new Error(`a new server on the old schema said ${refused}`);
 
   await migrateUnderLoad(postgres, to);
-  await load.progress(300);
+  await load.progress(STRIDE);
   const blocked = bystander.longest();
   if (blocked > BLOCKED_MS) throw new Error(`a call took ${blocked} ms while the schema moved on`);
   if (!goesOn) await until(() => notReady(second.logLines));
@@ -136,11 +138,11 @@ async function change(arena: Arena, postgres: Postgres, from: Version, to: Versi
 
   await first.stop();
   const third = await start(to, first.port);
-  await load.progress(600);
+  await load.progress(2 * STRIDE);
   await bystander.end();
   await second.stop();
   const fourth = await start(to, second.port);
-  await load.progress(300);
+  await load.progress(STRIDE);
   const figures = await finish(arena, postgres, load, third.address);
   await Promise.all([third.stop(), fourth.stop()]);
   return { ...figures, 'longest call meanwhile, ms': Math.round(blocked) };

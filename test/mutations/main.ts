@@ -144,12 +144,16 @@ async function judge(place: Workplace, { edits, caughtBy }: Mutant): Promise<{ c
       );
     }
     const migrated = !edits.some(({ file }) => /^migrations\/|migrate/.test(file));
-    const { failures, fault } = await runTests(place, caughtBy, { migrated });
-    if (fault) return { caught: false, how: `BROKEN: ${fault}` };
-    const [first] = failures;
-    if (!first) return { caught: false, how: `SURVIVED: ${caughtBy.join(', ')} pass` };
-    if (INVALID.test(`${first.title} ${first.message}`)) return { caught: false, how: `BROKEN: ${first.message}` };
-    return { caught: true, how: `${first.title}: ${first.message}` };
+    let broken = '';
+    // Where no test could begin, that may have been the machine.
+    for (let tries = 0; tries < 2; tries++) {
+      const { failures, fault } = await runTests(place, caughtBy, { migrated });
+      const [first] = failures;
+      if (!fault && !first) return { caught: false, how: `SURVIVED: ${caughtBy.join(', ')} pass` };
+      broken = fault || (INVALID.test(`${first!.title} ${first!.message}`) ? first!.message : '');
+      if (!broken) return { caught: true, how: `${first!.title}: ${first!.message}` };
+    }
+    return { caught: false, how: `BROKEN: ${broken}` };
   } finally {
     for (const [path, text] of originals) await writeFile(path, text);
   }

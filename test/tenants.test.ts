@@ -1,7 +1,12 @@
 import { randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
-import { Member_Role, TenantPolicies_Membership, TenantPolicies_Pii } from '../src/gen/memory/v1/tenant.ts';
+import {
+  Member_Role,
+  TenantPolicies,
+  TenantPolicies_Membership,
+  TenantPolicies_Pii,
+} from '../src/gen/memory/v1/tenant.ts';
 import type { RunningServer } from '../src/server.ts';
 import {
   allPages,
@@ -50,7 +55,12 @@ describe('tenants', () => {
 
   it('are created with their envs and policies', async () => {
     const tenantId = slug();
-    const policies = { membership: TOKEN, pii: REDACT, searchLanguage: 'german', extractProfile: true };
+    const policies = TenantPolicies.fromPartial({
+      membership: TOKEN,
+      pii: REDACT,
+      searchLanguage: 'german',
+      extractProfile: true,
+    });
     const tenant = await create({ tenantId, displayName: 'Acmé', envs: ['dev', 'prod'], policies });
     expect(tenant).to.deep.include({ tenantId, displayName: 'Acmé', envs: ['dev', 'prod'], policies });
     expect([tenant.etag.length > 0, tenant.createTime !== undefined]).to.deep.equal([true, true]);
@@ -84,7 +94,12 @@ describe('tenants', () => {
   });
 
   it('change where fields are present, and get envs but never lose them', async () => {
-    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german', extractProfile: true };
+    const policies = TenantPolicies.fromPartial({
+      membership: TOKEN,
+      pii: ALLOW,
+      searchLanguage: 'german',
+      extractProfile: true,
+    });
     const { tenantId, etag } = await create({ displayName: 'a', policies });
     const renamed = await update({ tenantId, displayName: 'b' });
     expect(renamed).to.deep.include({ displayName: 'b', envs: ['dev'], policies });
@@ -105,7 +120,12 @@ describe('tenants', () => {
   });
 
   it('change by a mask, where a named field without a value gets its default', async () => {
-    const policies = { membership: TOKEN, pii: ALLOW, searchLanguage: 'german', extractProfile: true };
+    const policies = TenantPolicies.fromPartial({
+      membership: TOKEN,
+      pii: ALLOW,
+      searchLanguage: 'german',
+      extractProfile: true,
+    });
     const { tenantId } = await create({ displayName: 'a', policies });
     const pii = await update(
       { tenantId, displayName: 'no', policies: { membership: EXPLICIT } },
@@ -115,7 +135,12 @@ describe('tenants', () => {
     const both = await update({ tenantId, policies: { pii: REDACT } }, { updateMask: ['policies', 'display_name'] });
     expect(both).to.deep.include({
       displayName: '',
-      policies: { membership: EXPLICIT, pii: REDACT, searchLanguage: 'simple', extractProfile: false },
+      policies: TenantPolicies.fromPartial({
+        membership: EXPLICIT,
+        pii: REDACT,
+        searchLanguage: 'simple',
+        extractProfile: false,
+      }),
     });
     for (const path of ['tenant_id', 'create_time', 'policies.nothing', 'etag', '']) {
       const answer = await failure(update({ tenantId, displayName: 'x' }, { updateMask: [path] }));
@@ -124,6 +149,47 @@ describe('tenants', () => {
         path,
       ).to.deep.equal(['update_mask']);
     }
+  });
+
+  it('keep each kind for as long as they say, until they say otherwise', async () => {
+    const kept = async (change: object, updateMask?: string[]) => {
+      const { retention } = (await update({ tenantId, ...change }, { updateMask })).policies!;
+      return retention && Object.fromEntries(Object.entries(retention).filter(([, days]) => days !== undefined));
+    };
+    const policies = (retention: object) => ({ policies: { retention } });
+    const { tenantId } = await create(policies({ messagesDays: 30, turnsDays: 0 }));
+    expect(await kept({})).to.deep.equal({ messagesDays: 30 });
+    expect(await kept(policies({ turnsDays: 1, usageDays: 36_500 }))).to.deep.equal({
+      messagesDays: 30,
+      turnsDays: 1,
+      usageDays: 36_500,
+    });
+    expect(await kept(policies({ messagesDays: 0 }))).to.deep.equal({ turnsDays: 1, usageDays: 36_500 });
+    const masked = await kept(policies({ checkpointsDays: 7, usageDays: 7 }), [
+      'policies.retention.usage_days',
+      'policies.retention.turns_days',
+    ]);
+    expect(masked).to.deep.equal({ usageDays: 7 });
+    expect(await kept(policies({ checkpointsDays: 7 }), ['policies.retention'])).to.deep.equal({ checkpointsDays: 7 });
+    expect(await kept({}, ['policies.pii'])).to.deep.equal({ checkpointsDays: 7 });
+    expect(await kept({}, ['policies'])).to.equal(undefined);
+    for (const days of [-1, 36_501]) {
+      const answer = await failure(update({ tenantId, ...policies({ messagesDays: days, usageDays: days }) }));
+      expect(answer.violations.map(({ field }) => field)).to.deep.equal([
+        'tenant.policies.retention.messages_days',
+        'tenant.policies.retention.usage_days',
+      ]);
+    }
+    const events = await runSql(
+      ownerUrl(),
+      `select metadata -> 'retention' as retention from audit_events where tenant_id = $1 order by id`,
+      [tenantId],
+    );
+    expect(events.slice(0, 2).map(({ retention }) => retention)).to.deep.equal([
+      { messages_days: 30 },
+      { messages_days: 30 },
+    ]);
+    expect(events.at(-1).retention).to.equal(null);
   });
 
   it('refuse a stale etag, tell the current one and change nothing', async () => {

@@ -1,4 +1,5 @@
-import { Command } from 'commander';
+import { Command, InvalidArgumentError } from 'commander';
+import { AGING, type Aging } from '../tenants/aging.ts';
 import type { Direct } from './direct.ts';
 
 /** A tenant, with its envs and members. Each change leaves its audit event, with the actor `cli`. */
@@ -41,12 +42,34 @@ export function tenantCommand(): Command {
     .action((tenant: string, env: string, user: string) =>
       run((tenants, context) => tenants.removeMember(context, { tenant, env, user })),
     );
+  const retention = command
+    .command('retention')
+    .description(
+      'Tells for how many days a tenant keeps what, after setting the kinds that are given: 0 keeps for ever.',
+    )
+    .argument('<tenant>')
+    .action((tenant: string, days: Partial<Record<Aging, number>>) =>
+      run((tenants, context) => tenants.retention(context, tenant, days)),
+    );
+  for (const kind of AGING) retention.option(`--${kind} <days>`, `Days after which ${AGED[kind]} are removed.`, whole);
   command
     .command('list')
     .description('Lists the tenants, or the members of one.')
     .argument('[tenant]')
     .action((tenant?: string) => run((tenants, context) => tenants.list(context, tenant)));
   return command;
+}
+
+const AGED: Record<Aging, string> = {
+  messages: 'messages',
+  turns: 'turns, with their results, prompts and calls of tools,',
+  checkpoints: "checkpoints of sessions' states",
+  usage: 'calls of models and their sums',
+};
+
+function whole(text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError('not a whole number');
+  return Number(text);
 }
 
 type Tenants = typeof import('./tenants.ts');

@@ -2,6 +2,7 @@ import { commandStamp } from '../db/change.ts';
 import { reader, type Scope, type TenantDb, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { Member_Role } from '../gen/memory/v1/tenant.ts';
+import { AGING, type Aging, MAX_DAYS } from '../tenants/aging.ts';
 import {
   createTenant,
   getTenant,
@@ -61,6 +62,25 @@ export async function addEnv(context: Direct, tenant: string, env: string): Prom
   );
   if (!row) throw new UserError(`tenant ${tenant} would have more than 20 envs`);
   return [`tenant ${tenant} has ${row.envs.join(', ')}`];
+}
+
+/** Sets how long what is kept, and tells it. */
+export async function retention(
+  context: Direct,
+  tenant: string,
+  days: Partial<Record<Aging, number>>,
+): Promise<string[]> {
+  const given = AGING.filter((kind) => days[kind] !== undefined);
+  checked((check) => {
+    for (const kind of given) check.range(kind, days[kind]!, 0, MAX_DAYS);
+  });
+  let row = await existing(context, tenant);
+  if (given.length > 0) {
+    const policies = { retention: Object.fromEntries(given.map((kind) => [`${kind}_days`, days[kind] || null])) };
+    const fields = { displayName: undefined, envs: [], policies, searchLanguage: undefined };
+    [row = row] = await changeIn(context, itself(tenant), 'UpdateTenant', (tx) => updateTenant(tx, fields, undefined));
+  }
+  return AGING.map((kind) => `${kind}\t${row.policies.retention?.[`${kind}_days`] ?? 'for ever'}`);
 }
 
 export async function addMember(context: Direct, scope: Scope, admin: boolean): Promise<string[]> {

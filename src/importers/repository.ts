@@ -75,7 +75,7 @@ const BACKDATE = query(`
     returning 1
   ), timed as (
     update threads t
-    set create_time = least(t.create_time, (select min(time) from dated)), update_time = (select max(time) from dated)
+    set create_time = least(t.create_time, (select min(time) from dated)), oldest_time = null, update_time = (select max(time) from dated)
     where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4
     returning 1
   )

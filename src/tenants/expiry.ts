@@ -4,9 +4,11 @@ import { type TenantDb, transaction } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ExpiryStats } from '../gen/memory/v1/admin_service.ts';
 import { UNMATCHED } from '../profiles/email-matches.ts';
+import { dueMessages } from '../threads/retention.ts';
 import { everyPlace } from './places.ts';
+import { RETAINED, retain } from './retention.ts';
+import { BATCH, type Count, dueRows, type Kind, removal } from './sweeping.ts';
 
-const BATCH = 1000;
 /** Of sessions, which take along all that their turns left: thousands of rows each. */
 const SESSION_BATCH = 100;
 
@@ -21,7 +23,7 @@ const OF_DROPPED =
   'thread_uid in (select thread_uid from dropped_threads d where d.tenant_id = $1 and d.env = $2 order by drop_time limit 10)';
 
 /** Each kind of thing that goes by itself: its table, and which of its rows are due. */
-const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
+const KINDS: Kind[] = [
   { kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' },
   { kind: 'email_matches', table: 'email_matches', due: UNMATCHED },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },
@@ -43,39 +45,24 @@ const KINDS: { kind: string; table: string; due: string; batch?: number }[] = [
   { kind: 'tombstones', table: 'threads', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
 ];
 
-// One statement for all kinds, as nearly always there is nothing to do: a walk over many tenants is then one round trip
-// each. Locked rows are skipped; they belong to a call, or to another sweep.
-const SWEEP = query<{ kind: string; n: number }>(`
-  with ${KINDS.map(
-    ({ table, due, batch = BATCH }, i) => `gone_${i} as (
-    delete from ${table}
-    where tenant_id = $1 and env = $2 and ctid = any (array(
-      select ctid from ${table} where tenant_id = $1 and env = $2 and ${due} limit ${batch} for update skip locked))
-    returning 1
-  )`,
-  ).join(', ')}, emptied as (
+const SWEEP = removal(
+  KINDS,
+  `emptied as (
     delete from dropped_threads d
     where tenant_id = $1 and env = $2 and not exists (
       select from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = d.thread_uid
       union all select from thread_events e where e.tenant_id = $1 and e.env = $2 and e.thread_uid = d.thread_uid
       union all select from thread_readings r where r.tenant_id = $1 and r.env = $2 and r.thread_uid = d.thread_uid)
     returning 1
-  ), counts as (
-    select kind, sum(n)::int as n from (
-      ${KINDS.map(({ kind }, i) => `select '${kind}' as kind, count(*) as n from gone_${i}`).join(' union all ')}
-    ) c group by kind having sum(n) > 0
-  ), counted as (
-    insert into expiry_stats as e (tenant_id, env, kind, swept_count, last_sweep_time)
-    select $1, $2, kind, n, now() from counts
-    on conflict (tenant_id, env, kind) do update
-      set swept_count = e.swept_count + excluded.swept_count, last_sweep_time = excluded.last_sweep_time
-    returning 1
-  )
-  select kind, n from counts`);
+  ),`,
+);
 
-/** Removes what has expired, of all tenants, in batches. Resolves to the counts by kind. */
+/** Removes what has expired, or is older than its tenant keeps it, of all tenants, in batches. Resolves to the counts by kind. */
 export async function sweep(database: Database, signal?: AbortSignal): Promise<Map<string, number>> {
   const total = new Map<string, number>();
+  const count = (counts: Count[]) => {
+    for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
+  };
   await everyPlace(database, signal, async (scope) => {
     for (let more = true; more; ) {
       signal?.throwIfAborted();
@@ -83,10 +70,11 @@ export async function sweep(database: Database, signal?: AbortSignal): Promise<M
       const counts = await transaction(database, scope, undefined, limits, { repeatable: true }, (tx) =>
         tx.final(SWEEP),
       );
-      for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
+      count(counts);
       more = counts.some(({ kind, n }) => n >= (KINDS.find((of) => of.kind === kind)!.batch ?? BATCH));
     }
   });
+  await retain(database, count, signal);
   return total;
 }
 
@@ -94,10 +82,10 @@ const STATS = query<{ kind: string; sweptCount: number; pendingCount: number; la
   select k.kind, coalesce(e.swept_count, 0) as swept_count, k.pending_count, e.last_sweep_time
   from (
     select kind, sum(n) as pending_count from (
-      ${KINDS.map(
-        ({ kind, table, due }) =>
-          `select '${kind}' as kind, count(*) as n from (select from ${table} where tenant_id = $1 and env = $2 and ${due} limit 10000) r`,
-      ).join(' union all ')}
+      ${[...KINDS, ...RETAINED]
+        .map((kind) => `select '${kind.kind}' as kind, count(*) as n from (${dueRows(kind, '', 10_000)}) r`)
+        .join(' union all ')}
+      union all select 'retention_messages', count(*) from (${dueMessages(10_000)}) r
     ) c group by kind
   ) k
   left join expiry_stats e on e.tenant_id = $1 and e.env = $2 and e.kind = k.kind

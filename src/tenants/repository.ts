@@ -1,9 +1,16 @@
 import { audited, requested } from '../db/change.ts';
-import { change, json, pointRead } from '../db/statement.ts';
+import { change, json, pointRead, rowFromJson } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
-import { Member, Tenant, TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+import {
+  Member,
+  Tenant,
+  TenantPolicies_Membership,
+  TenantPolicies_Pii,
+  TenantRetention,
+} from '../gen/memory/v1/tenant.ts';
 import { etagOf } from '../rpc/validate.ts';
+import type { Aging } from './aging.ts';
 
 /** Takes words as they are, whatever the language. */
 export const DEFAULT_LANGUAGE = 'simple';
@@ -11,11 +18,19 @@ export const DEFAULT_LANGUAGE = 'simple';
 const COLUMNS =
   'tenant_id, display_name, envs, policies, search_language, extract_time is not null as extract_profile, create_time, update_time, revision';
 
+/** Policies as they are stored: what is at its default is left out. */
+export interface Policies {
+  membership?: number;
+  pii?: number;
+  /** Days by kind. Null, on input, takes one away. */
+  retention?: { [kind in Aging as `${kind}_days`]?: number | null };
+}
+
 export interface TenantRow {
   tenantId: string;
   displayName: string;
   envs: string[];
-  policies: { membership?: number; pii?: number };
+  policies: Policies;
   searchLanguage: string;
   extractProfile: boolean;
   createTime: Timestamp;
@@ -24,22 +39,27 @@ export interface TenantRow {
 }
 
 export function tenantFromRow({ revision, policies, searchLanguage, extractProfile, ...row }: TenantRow): Tenant {
-  const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT } = policies;
+  const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT, retention = {} } = policies;
+  const kept = Object.keys(retention).length > 0 ? TenantRetention.fromPartial(rowFromJson(retention)) : undefined;
   return Tenant.fromPartial({
     ...row,
-    policies: { membership, pii, searchLanguage, extractProfile },
+    policies: { membership, pii, searchLanguage, extractProfile, retention: kept },
     etag: etagOf(revision),
   } as object);
 }
+
+const ABOUT = { resource: `'tenants/' || tenant_id` };
+/** Who had what removed can be read in the audit trail. */
+const KEPT = `jsonb_strip_nulls(jsonb_build_object('retention', nullif(policies -> 'retention', '{}')))`;
 
 // A change of the tenant itself runs in the tenant's scope with env '', where its event and its stored result lie.
 const CREATE = change<TenantRow>(`
   with saved as (
     insert into tenants (tenant_id, display_name, envs, policies, search_language, extract_time)
-    values ($1, $11, $12::text[], $13::jsonb, coalesce($14::text, '${DEFAULT_LANGUAGE}'), case when $15::boolean then clock_timestamp() end)
+    values ($1, $11, $12::text[], merge_patch('{}', $13::jsonb), coalesce($14::text, '${DEFAULT_LANGUAGE}'), case when $15::boolean then clock_timestamp() end)
     on conflict do nothing
     returning ${COLUMNS}
-  ), ${audited('tenants.create', 'saved', { resource: `'tenants/' || tenant_id` })}, ${requested('saved')}
+  ), ${audited('tenants.create', 'saved', { ...ABOUT, metadata: `nullif(${KEPT}, '{}')` })}, ${requested('saved')}
   select * from saved`);
 
 // Messages stay in the language in which they were stored until the job has been by: it waits from `language_time` on.
@@ -48,21 +68,21 @@ const UPDATE = change<TenantRow>(`
     update tenants t
     set display_name = coalesce($11::text, t.display_name),
       envs = t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs)),
-      policies = t.policies || $13::jsonb, search_language = coalesce($15::text, t.search_language),
+      policies = merge_patch(t.policies, $13::jsonb), search_language = coalesce($15::text, t.search_language),
       former_languages = case when $15 <> t.search_language then array_remove(t.former_languages, $15) || t.search_language else t.former_languages end,
       extract_time = case when $16::boolean is null or ($16 and t.extract_time is not null) then t.extract_time when $16 then clock_timestamp() end,
       language_time = case when $15 <> t.search_language then clock_timestamp() else t.language_time end, update_time = now(), revision = t.revision + 1
     where tenant_id = $1 and ($14::bigint is null or revision = $14)
       and cardinality(t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs))) <= 20
     returning ${COLUMNS}
-  ), ${audited('tenants.update', 'saved', { resource: `'tenants/' || tenant_id`, metadata: `jsonb_build_object('revision', revision)` })},
+  ), ${audited('tenants.update', 'saved', { ...ABOUT, metadata: `jsonb_build_object('revision', revision) || ${KEPT}` })},
   ${requested('saved')}
   select * from saved`);
 
 export interface TenantFields {
   displayName: string | undefined;
   envs: string[];
-  policies: { membership?: number; pii?: number };
+  policies: Policies;
   searchLanguage: string | undefined;
   extractProfile?: boolean | undefined;
 }

@@ -7,6 +7,7 @@ import { etagMismatch, invalid, notFound, RpcError } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import type { Memberships } from '../rpc/membership.ts';
 import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
+import { AGING, MAX_DAYS } from './aging.ts';
 import { expiryStats } from './expiry.ts';
 import {
   createTenant,
@@ -16,6 +17,7 @@ import {
   listMembers,
   listTenants,
   memberFromRow,
+  type Policies,
   putMember,
   removeMember,
   type TenantFields,
@@ -149,6 +151,8 @@ const MASKABLE = [
   'policies.pii',
   'policies.search_language',
   'policies.extract_profile',
+  'policies.retention',
+  ...AGING.map((kind) => `policies.retention.${kind}_days`),
 ];
 const LANGUAGE = 'tenant.policies.search_language';
 
@@ -159,7 +163,9 @@ async function checkTenant(check: Check, tenant: Tenant | undefined, call: Call)
   check.etag('tenant.etag', tenant.etag);
   tenant.envs.slice(0, MAX_ENVS).forEach((env, i) => check.slug(`tenant.envs[${i}]`, env));
   check.that(new Set(tenant.envs).size === tenant.envs.length, 'tenant.envs', 'names an env twice');
-  const { membership = 0, pii = 0, searchLanguage = '' } = tenant.policies ?? {};
+  const { membership = 0, pii = 0, searchLanguage = '', retention } = tenant.policies ?? {};
+  for (const kind of AGING)
+    check.range(`tenant.policies.retention.${kind}_days`, retention?.[`${kind}Days`] ?? 0, 0, MAX_DAYS);
   if (membership !== 0) check.oneOf('tenant.policies.membership', membership, TenantPolicies_Membership);
   if (pii !== 0) check.oneOf('tenant.policies.pii', pii, TenantPolicies_Pii);
   if (searchLanguage && check.text(LANGUAGE, searchLanguage, MAX_NAME))
@@ -169,12 +175,19 @@ async function checkTenant(check: Check, tenant: Tenant | undefined, call: Call)
 /** What is set: with a mask only what it names, where a policy without a value gets its default. */
 function fieldsOf(tenant: Tenant, mask: string[] | undefined): TenantFields {
   const named = (...paths: string[]) => !mask || paths.some((path) => mask.includes(path));
-  const { membership = 0, pii = 0, searchLanguage = '', extractProfile } = tenant.policies ?? {};
-  const policies: TenantFields['policies'] = {};
+  const { membership = 0, pii = 0, searchLanguage = '', extractProfile, retention } = tenant.policies ?? {};
+  const policies: Policies = {};
   if (named('policies', 'policies.membership') && (membership || mask)) {
     policies.membership = membership || TenantPolicies_Membership.EXPLICIT;
   }
   if (named('policies', 'policies.pii') && (pii || mask)) policies.pii = pii || TenantPolicies_Pii.REJECT;
+  const aging = AGING.filter((kind) =>
+    mask
+      ? named('policies', 'policies.retention', `policies.retention.${kind}_days`)
+      : retention?.[`${kind}Days`] !== undefined,
+  );
+  if (aging.length > 0)
+    policies.retention = Object.fromEntries(aging.map((kind) => [`${kind}_days`, retention?.[`${kind}Days`] || null]));
   const language = searchLanguage || (mask ? DEFAULT_LANGUAGE : undefined);
   const displayName = tenant.displayName ?? (mask ? '' : undefined);
   return {

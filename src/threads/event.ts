@@ -1,2 +1,2 @@
 /** What a row of thread_events tells. */
-export const EventKind = { TEXT: 1, FINISHED: 2, DELETED: 3 } as const;
+export const EventKind = { TEXT: 1, FINISHED: 2, DELETED: 3, CLEARED: 4 } as const;

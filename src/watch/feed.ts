@@ -55,8 +55,7 @@ export function plan(thread: EventRow, rows: EventRow[], after: number): Planned
   let position = after;
   if (after < baseRevision) {
     position = baseRevision;
-    const cleared = { $case: 'cleared', value: { throughSeq: baseSeq } } as const;
-    planned.push({ revision: position, $case: 'done', event: cleared });
+    planned.push({ revision: position, $case: 'done', event: cleared(baseSeq) });
   }
   let seq = anchorSeq + position - anchorRevision;
   const events = rows.filter((row) => row.revision !== null);
@@ -68,7 +67,9 @@ export function plan(thread: EventRow, rows: EventRow[], after: number): Planned
     if (row?.revision === position) {
       next++;
       seq = row.lastSeq;
-      planned.push(told(row, position));
+      // Whatever happened to messages that are gone, that they are is what is left to be told of it.
+      if (row.seq <= baseSeq) planned.push({ revision: position, $case: 'done', event: cleared(baseSeq) });
+      else planned.push(told(row, position));
     } else {
       seq++;
       planned.push({ revision: position, $case: 'appended', seq });
@@ -76,6 +77,8 @@ export function plan(thread: EventRow, rows: EventRow[], after: number): Planned
   }
   return planned;
 }
+
+const cleared = (throughSeq: number) => ({ $case: 'cleared', value: { throughSeq } }) as const;
 
 function told({ kind, seq, byteOffset, text, state }: EventRow, revision: number): Planned {
   if (kind === EventKind.FINISHED) return { revision, $case: 'finished', seq, state: state as MessageState };

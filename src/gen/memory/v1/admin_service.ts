@@ -50,7 +50,8 @@ export interface UpdateTenantRequest {
     | undefined;
   /**
    * Optional. The fields to change: `display_name`, `envs`, `policies`, `policies.membership`, `policies.pii`,
-   * `policies.search_language`, `policies.extract_profile`. A named field without a value gets its default.
+   * `policies.search_language`, `policies.extract_profile`, `policies.retention`, `policies.retention.messages_days` and so on
+   * for each kind. A named field without a value gets its default.
    */
   updateMask:
     | string[]
@@ -139,12 +140,17 @@ export interface GetExpiryStatsResponse {
 export interface ExpiryStats {
   /**
    * Output only. The kind: `bundles`, `email_matches` (that are none any more), `handoffs`, `memories`, `merges`, `messages` (of deleted
-   * threads), `requests`, `session_keys`, `sessions`, `tombstones`.
+   * threads), `requests`, `session_keys`, `sessions`, `tombstones`; and what the tenant's policy keeps only for so long:
+   * `retention_audit`, `retention_checkpoints`, `retention_messages`, `retention_turns` (with their results, prompts and calls of
+   * tools), `retention_usage` (calls of models, and sums).
    */
   kind: string;
   /** Output only. How many were removed so far. */
   sweptCount: number;
-  /** Output only. How many have expired and are invisible, but not yet removed. Counted up to 10,000. */
+  /**
+   * Output only. How many are to be removed by the next sweep. What has expired is invisible already; what has only reached the
+   * age of a retention policy is there until then. Counted up to 10,000 in each table.
+   */
   pendingCount: number;
   /** Output only. When the last one was removed. Absent if none was. */
   lastSweepTime: Timestamp | undefined;

@@ -55,7 +55,11 @@ export interface TenantPolicies {
    * phone numbers and postal addresses that they say are theirs. Those are read that are appended from then on, within
    * seconds, of each the first 8,192 characters. Off by default.
    */
-  extractProfile?: boolean | undefined;
+  extractProfile?:
+    | boolean
+    | undefined;
+  /** Optional. After how many days what is kept is removed. By default it is kept for ever. */
+  retention: TenantRetention | undefined;
 }
 
 /** How users become members. */
@@ -95,6 +99,52 @@ export namespace TenantPolicies_Pii {
   export type REJECT = typeof TenantPolicies_Pii.REJECT;
   export type REDACT = typeof TenantPolicies_Pii.REDACT;
   export type ALLOW = typeof TenantPolicies_Pii.ALLOW;
+}
+
+/**
+ * For how many days a tenant keeps what its users store, by kind, in all its environments. A day is 24 hours by the database's
+ * clock, from when a row was created. What has reached its age is removed by the next sweep (`--sweep-interval`, each minute by
+ * default); until then it is there as before. 0 keeps for ever, as does a field that was never set; without an update mask
+ * one that is not set keeps its value. A policy that is taken away, or made longer, brings nothing back.
+ */
+export interface TenantRetention {
+  /**
+   * Optional. Messages of threads, 0 to 36,500 days. The oldest of each thread go, up to the first that is younger or is still
+   * being streamed: nobody finds them any more, their seqs are not used again, who watches the thread is told that it was
+   * cleared up to a seq, and their `client_id`s are forgotten, so that one of them can be used for another message. Copies that
+   * were forwarded to another thread have an age of their own there. Bundles, which expire by themselves, keep what they
+   * hold, as do the summaries of sessions.
+   */
+  messagesDays?:
+    | number
+    | undefined;
+  /**
+   * Optional. Turns of sessions with their results and reports, and recorded prompts and calls of tools, 0 to 36,500 days. The
+   * session itself stays, with its state and context.
+   */
+  turnsDays?:
+    | number
+    | undefined;
+  /**
+   * Optional. Checkpoints of sessions' states, 0 to 36,500 days. Also the newest goes: who then resumes by a project begins with
+   * an empty state.
+   */
+  checkpointsDays?:
+    | number
+    | undefined;
+  /**
+   * Optional. Audit events, 0 to 36,500 days. They go in sealed blocks, each once all its events have reached their age; a signed
+   * checkpoint stays in their place, from which the rest still verifies.
+   */
+  auditDays?:
+    | number
+    | undefined;
+  /**
+   * Optional. Recorded calls of models, 0 to 36,500 days, and of the sums the UTC days that have passed before; those of a month
+   * that is not over stay as long as a budget by the month counts them. A call that is in no sum yet stays until it is. An
+   * `external_id` is forgotten with its call.
+   */
+  usageDays?: number | undefined;
 }
 
 /** A user of a tenant and env. */
@@ -271,7 +321,7 @@ export const Tenant: MessageFns<Tenant> = {
 };
 
 function createBaseTenantPolicies(): TenantPolicies {
-  return { membership: 0, pii: 0, searchLanguage: "", extractProfile: undefined };
+  return { membership: 0, pii: 0, searchLanguage: "", extractProfile: undefined, retention: undefined };
 }
 
 export const TenantPolicies: MessageFns<TenantPolicies> = {
@@ -287,6 +337,9 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     }
     if (message.extractProfile !== undefined) {
       writer.uint32(32).bool(message.extractProfile);
+    }
+    if (message.retention !== undefined) {
+      TenantRetention.encode(message.retention, writer.uint32(50).fork()).join();
     }
     return writer;
   },
@@ -336,6 +389,14 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
             message.extractProfile = reader.bool();
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.retention = TenantRetention.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -357,6 +418,118 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     message.pii = object.pii ?? 0;
     message.searchLanguage = object.searchLanguage ?? "";
     message.extractProfile = object.extractProfile ?? undefined;
+    message.retention = (object.retention !== undefined && object.retention !== null)
+      ? TenantRetention.fromPartial(object.retention)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseTenantRetention(): TenantRetention {
+  return {
+    messagesDays: undefined,
+    turnsDays: undefined,
+    checkpointsDays: undefined,
+    auditDays: undefined,
+    usageDays: undefined,
+  };
+}
+
+export const TenantRetention: MessageFns<TenantRetention> = {
+  encode(message: TenantRetention, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.messagesDays !== undefined) {
+      writer.uint32(8).int32(message.messagesDays);
+    }
+    if (message.turnsDays !== undefined) {
+      writer.uint32(16).int32(message.turnsDays);
+    }
+    if (message.checkpointsDays !== undefined) {
+      writer.uint32(24).int32(message.checkpointsDays);
+    }
+    if (message.auditDays !== undefined) {
+      writer.uint32(32).int32(message.auditDays);
+    }
+    if (message.usageDays !== undefined) {
+      writer.uint32(40).int32(message.usageDays);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TenantRetention {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTenantRetention();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.messagesDays = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.turnsDays = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.checkpointsDays = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.auditDays = reader.int32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.usageDays = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<TenantRetention>, I>>(base?: I): TenantRetention {
+    return TenantRetention.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<TenantRetention>, I>>(object: I): TenantRetention {
+    const message = createBaseTenantRetention();
+    message.messagesDays = object.messagesDays ?? undefined;
+    message.turnsDays = object.turnsDays ?? undefined;
+    message.checkpointsDays = object.checkpointsDays ?? undefined;
+    message.auditDays = object.auditDays ?? undefined;
+    message.usageDays = object.usageDays ?? undefined;
     return message;
   },
 };

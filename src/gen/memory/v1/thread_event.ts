@@ -31,7 +31,10 @@ export interface ThreadEvent {
     /** A message was deleted. */
     { $case: "deleted"; value: MessageDeleted }
     | //
-    /** The thread was cleared, or started again after it had been deleted. */
+    /**
+     * The thread was cleared, started again after it had been deleted, or its oldest messages were removed by the tenant's
+     * retention policy.
+     */
     { $case: "cleared"; value: ThreadCleared }
     | //
     /** Nothing: everything up to the revision was told. */
@@ -76,7 +79,7 @@ export interface MessageDeleted {
   seq: number;
 }
 
-/** A thread was cleared, or started again. */
+/** A thread was cleared, in whole or up to a message, or started again. */
 export interface ThreadCleared {
   /** Messages up to this seq are gone. 0 if the thread starts again. */
   throughSeq: number;

@@ -4,6 +4,7 @@ import { document } from './document.ts';
 import { live } from './live.ts';
 import { memories } from './memories.ts';
 import { person } from './person.ts';
+import { retention } from './retention.ts';
 import { Surprise, same } from './surprise.ts';
 
 type Headers = Record<string, string>;
@@ -182,6 +183,8 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   await memories({ projectId: `smoke-${run}-facts`, ok, refused, told, say });
   await person({ threadId: `smoke-${run}-person`, member: MEMBER, owner: OWNER, ok, refused, told, say });
   await document({ projectId: `smoke-${run}`, ok, refused, told, say });
+
+  await retention({ tenantId: 'acme', admin: OWNER, ok, say });
 
   const foreign = await refused('NOT_FOUND', 'NOT_FOUND', `${MEMORY}/GetSession`, itself, OUTSIDER);
   say('GetSession', `as outsider of globex: ${told(foreign)}`);

@@ -14,6 +14,7 @@ import { LIVE } from './live.ts';
 import { MEMORIES } from './memories.ts';
 import type { Mutant } from './mutant.ts';
 import { PEOPLE } from './people.ts';
+import { RETENTION } from './retention.ts';
 import { RULES } from './rules.ts';
 import { TRANSFER } from './transfer.ts';
 import { USAGE } from './usage.ts';
@@ -198,6 +199,7 @@ const all = [
   ...DOCUMENTS,
   ...MEMORIES,
   ...PEOPLE,
+  ...RETENTION,
   ...TRANSFER,
   ...USAGE,
 ];

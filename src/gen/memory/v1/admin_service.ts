@@ -141,7 +141,7 @@ export interface ExpiryStats {
   /**
    * Output only. The kind: `bundles`, `email_matches` (that are none any more), `handoffs`, `memories`, `merges`, `messages` (of deleted
    * threads), `requests`, `session_keys`, `sessions`, `tombstones`; and what the tenant's policy keeps only for so long:
-   * `retention_audit`, `retention_checkpoints`, `retention_messages`, `retention_turns` (with their results, prompts and calls of
+   * `retention_checkpoints`, `retention_messages`, `retention_turns` (with their results, prompts and calls of
    * tools), `retention_usage` (calls of models, and sums).
    */
   kind: string;

@@ -133,13 +133,6 @@ export interface TenantRetention {
     | number
     | undefined;
   /**
-   * Optional. Audit events, 0 to 36,500 days. They go in sealed blocks, each once all its events have reached their age; a signed
-   * checkpoint stays in their place, from which the rest still verifies.
-   */
-  auditDays?:
-    | number
-    | undefined;
-  /**
    * Optional. Recorded calls of models, 0 to 36,500 days, and of the sums the UTC days that have passed before; those of a month
    * that is not over stay as long as a budget by the month counts them. A call that is in no sum yet stays until it is. An
    * `external_id` is forgotten with its call.
@@ -426,13 +419,7 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
 };
 
 function createBaseTenantRetention(): TenantRetention {
-  return {
-    messagesDays: undefined,
-    turnsDays: undefined,
-    checkpointsDays: undefined,
-    auditDays: undefined,
-    usageDays: undefined,
-  };
+  return { messagesDays: undefined, turnsDays: undefined, checkpointsDays: undefined, usageDays: undefined };
 }
 
 export const TenantRetention: MessageFns<TenantRetention> = {
@@ -445,9 +432,6 @@ export const TenantRetention: MessageFns<TenantRetention> = {
     }
     if (message.checkpointsDays !== undefined) {
       writer.uint32(24).int32(message.checkpointsDays);
-    }
-    if (message.auditDays !== undefined) {
-      writer.uint32(32).int32(message.auditDays);
     }
     if (message.usageDays !== undefined) {
       writer.uint32(40).int32(message.usageDays);
@@ -492,14 +476,6 @@ export const TenantRetention: MessageFns<TenantRetention> = {
             message.checkpointsDays = reader.int32();
             continue;
           }
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.auditDays = reader.int32();
-            continue;
-          }
           case 5: {
             if (tag !== 40) {
               break;
@@ -528,7 +504,6 @@ export const TenantRetention: MessageFns<TenantRetention> = {
     message.messagesDays = object.messagesDays ?? undefined;
     message.turnsDays = object.turnsDays ?? undefined;
     message.checkpointsDays = object.checkpointsDays ?? undefined;
-    message.auditDays = object.auditDays ?? undefined;
     message.usageDays = object.usageDays ?? undefined;
     return message;
   },

@@ -81,7 +81,7 @@ export interface MessageDeleted {
 
 /** A thread was cleared, in whole or up to a message, or started again. */
 export interface ThreadCleared {
-  /** Messages up to this seq are gone. 0 if the thread starts again. */
+  /** Messages up to this seq are gone; later ones, if there are any, stay. 0 if the thread starts again, and its seqs with it. */
   throughSeq: number;
 }
 

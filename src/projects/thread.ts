@@ -1,8 +1,8 @@
-import { extname } from 'node:path';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { Interrupted } from '../db/failure.ts';
 import type { Limits } from '../db/pool.ts';
 import { exhausted, unavailable } from '../rpc/errors.ts';
+import { startThread } from '../rpc/thread.ts';
 import type { Answer, Jobs } from './worker.ts';
 
 // Reading 256 KiB of YAML takes a third of a second, merging three such documents one to two, and what is made to be slow ten
@@ -35,7 +35,9 @@ export async function inThread<Name extends keyof Jobs>(
 }
 
 function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {
-  worker ??= start();
+  worker ??= startThread('documents', import.meta.url, (ended) => {
+    if (worker === ended) worker = undefined;
+  });
   const busy = worker;
   return new Promise((resolve, reject) => {
     const end = () => {
@@ -57,15 +59,4 @@ function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {
     busy.ref();
     busy.postMessage({ job, given });
   });
-}
-
-function start(): Worker {
-  // Built, this file and the thread's are JavaScript.
-  const script = new URL(`./worker${extname(new URL(import.meta.url).pathname)}`, import.meta.url);
-  const started = new Worker(script, { name: 'documents', resourceLimits: { maxOldGenerationSizeMb: 512 } });
-  started.on('error', () => {}); // an exit follows
-  started.on('exit', () => {
-    if (worker === started) worker = undefined;
-  });
-  return started;
 }

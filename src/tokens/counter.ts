@@ -1,5 +1,6 @@
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { exhausted, unavailable } from '../rpc/errors.ts';
+import { startThread } from '../rpc/thread.ts';
 import type { Batch, Tokenizer } from './worker.ts';
 
 export const DEFAULT_TOKENIZER: Tokenizer = 'o200k_base';
@@ -49,17 +50,13 @@ export function createTokenCounter(): TokenCounter {
   let scheduled = false;
 
   function start(): Worker {
-    // Built, this file and the thread's are JavaScript.
-    const script = new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url);
-    const started = new Worker(script, { name: 'tokens', resourceLimits: { maxOldGenerationSizeMb: 512 } });
-    started.on('message', (counts: number[][]) => {
-      if (worker === started) land(counts);
-    });
-    started.on('error', () => {}); // an exit follows
-    started.on('exit', () => {
-      if (worker !== started) return;
+    const started = startThread('tokens', import.meta.url, (ended) => {
+      if (worker !== ended) return;
       worker = undefined;
       recover();
+    });
+    started.on('message', (counts: number[][]) => {
+      if (worker === started) land(counts);
     });
     return started;
   }

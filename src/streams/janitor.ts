@@ -1,6 +1,7 @@
 import type { Logger } from 'pino';
 import { serviceStamp } from '../db/change.ts';
 import type { Changes } from '../db/changes.ts';
+import { isLost } from '../db/failure.ts';
 import type { Database } from '../db/pool.ts';
 import { rounds } from '../db/queue.ts';
 import { type Scope, transaction } from '../db/transaction.ts';
@@ -28,7 +29,8 @@ export function startJanitor(
       const { rows } = await pool.query<{ tenant: string; env: string }>(STALE_TENANTS);
       for (const row of rows) await interruptAll(database, row, changes);
     },
-    (error) => log.debug({ err: describe(error) }, 'looking for broken streams'),
+    // The next round comes when the database does; what it refuses would be refused each second.
+    (error) => log[isLost(error) ? 'debug' : 'warn']({ err: describe(error) }, 'looking for broken streams'),
   );
 }
 

@@ -49,6 +49,29 @@ describe('what is read in messages', () => {
     });
   }
 
+  it('takes no longer the worse a text is', () => {
+    // Each of them once took seconds, or longer than the universe is old.
+    for (const hostile of [
+      `This is ${'Aa-'.repeat(300)}!`,
+      `My name is ${'Anna-Maria-'.repeat(90)}`,
+      '"“'.repeat(READ_CHARACTERS / 2),
+      '„'.repeat(READ_CHARACTERS),
+      `Hi, I am ${'\n'.repeat(READ_CHARACTERS)}`,
+    ])
+      expect(extract(`${hostile}\nMy name is Anna Schmidt.`.slice(-READ_CHARACTERS)).get('name')).to.be.oneOf([
+        'Anna Schmidt',
+        undefined,
+      ]);
+  });
+
+  it('is nothing of what stands in quotation marks, which are closed in their line or are none', () => {
+    const cited = ['"My name is Anna."', '“My name is Anna.”', '„My name is Anna.“', '«My name is Anna.»'];
+    for (const text of cited) expect(toldIn(`It says ${text} there.`), text).to.deep.equal({});
+    for (const text of cited)
+      expect(toldIn(`12${text[0]} wide.\nMy name is Anna.`), text).to.deep.equal({ name: 'Anna' });
+    expect(toldIn('“One” and ”two. “My name is Bert.” My name is Anna.')).to.deep.equal({ name: 'Anna' });
+  });
+
   it('is nothing of what is said of somebody else, by somebody else, or only supposed', () => {
     for (const message of [
       'She told me: my number is +1 202 555 0143',

@@ -20,7 +20,8 @@ import {
 export const READ_CHARACTERS = 8192;
 const SENTENCE_CHARACTERS = 1000;
 
-const WORD = `\\p{Lu}[\\p{L}\\p{M}]*(?:['’-]\\p{Lu}?[\\p{L}\\p{M}]+)*`;
+// Each letter can belong to one place only: a pattern that could share it out in two ways would try all of them.
+const WORD = `\\p{Lu}[\\p{L}\\p{M}]*(?:['’-][\\p{L}\\p{M}]+)*`;
 const PARTICLES = `(?:(?:van|von|vom|zu|zum|de|del|della|der|den|di|da|do|dos|das|du|la|le|el|al|bin|ibn|ter|ten) ){0,3}`;
 const TITLE = `(?:(?:Dr|Prof|Mr|Mrs|Ms|Herr|Frau)\\.? )*`;
 const CAPITALISED = `${TITLE}(?<name>${WORD}(?: ${PARTICLES}${WORD}){0,4})`;
@@ -46,6 +47,28 @@ const OPENINGS = [
 ];
 const NUMBER = /(?<![\p{L}\p{N}+])\+?\(?\d[\d \u00a0()./-]{5,20}\d(?![\p{L}\p{N}])/gu;
 
+const CLOSING = new Map([
+  ['"', /"/g],
+  ['“', /”/g],
+  ['„', /[“”]/g],
+  ['«', /»/g],
+]);
+
+/** A line without what is in quotation marks. What is not closed is not looked for again, so that it takes no longer the more there is of it. */
+function withoutQuotations(line: string): string {
+  const closings = new Map(CLOSING);
+  let left = '';
+  for (let at = 0; at < line.length; at++) {
+    const closing = closings.get(line[at]!);
+    if (closing) closing.lastIndex = at + 1;
+    const end = closing?.exec(line)?.index;
+    if (closing && end === undefined) closings.delete(line[at]!);
+    left += end === undefined ? line[at] : ' … ';
+    at = end ?? at;
+  }
+  return left;
+}
+
 /** The sentences that are the person's own words, without code, links, quotations and what follows somebody else's mail. */
 export function ownSentences(message: string): string[] {
   if (TASK.test(message)) return [];
@@ -53,8 +76,10 @@ export function ownSentences(message: string): string[] {
   const cited = CITED.exec(text);
   return text
     .slice(0, cited?.index)
-    .replace(/```[\s\S]*?(?:```|$)|`[^`\n]*`|^\s*>.*$|\b(?:https?|ftp|mailto):\S+/gimu, '\n')
-    .replace(/"[^"\n]*"|“[^”\n]*”|„[^“”\n]*[“”]|«[^»\n]*»/gu, ' … ')
+    .replace(/```[\s\S]*?(?:```|$)|`[^`\n]*`|^[^\S\n]*>.*$|\b(?:https?|ftp|mailto):\S+/gimu, '\n')
+    .split('\n')
+    .map(withoutQuotations)
+    .join('\n')
     .split(/(?<=[!?])\s+|\n+|(?<=[\p{L}\d]{3}\.)\s+(?=\p{Lu})/u)
     .map((sentence) => sentence.trim().slice(0, SENTENCE_CHARACTERS))
     .filter((sentence) => sentence && !/\?$/.test(sentence));

@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { addKey } from '../src/db/keyring.ts';
+import { addKey } from '../src/db/key-file.ts';
 import { migrate } from '../src/db/migrate.ts';
 import type { Scope } from '../src/db/transaction.ts';
 import { startPostgres } from '../src/dev/postgres.ts';

@@ -3,7 +3,8 @@ import { ServerCredentials, setLogger } from '@grpc/grpc-js';
 import type { Logger } from 'pino';
 import type { Config } from './config.ts';
 import { changes } from './db/changes.ts';
-import { type Keyring, parseKeyring } from './db/keyring.ts';
+import { followKeyFile, type KeyFile } from './db/key-file.ts';
+import { type Key, type Keyring, keyringOf, sealingKey } from './db/keyring.ts';
 import { type Database, openDatabase } from './db/pool.ts';
 import { UserError } from './errors.ts';
 import { checkDatabase } from './preflight.ts';
@@ -16,7 +17,7 @@ import { type InFlight, inFlight } from './rpc/inflight.ts';
 import type { Kernel } from './rpc/kernel.ts';
 import { memberships } from './rpc/membership.ts';
 import { createMetrics, type Metrics } from './rpc/metrics.ts';
-import { observer } from './rpc/observe.ts';
+import { describe, observer } from './rpc/observe.ts';
 import { reflection } from './rpc/reflection.ts';
 import { openTracing, type Tracer } from './rpc/tracing.ts';
 import { createTransport } from './rpc/transport.ts';
@@ -58,7 +59,9 @@ export interface RunningServer {
 export async function startServer(config: Config, features: Features, log: Logger): Promise<RunningServer> {
   const undo: (() => unknown)[] = [];
   try {
-    const keyring = await openKeyring(config.keyFile);
+    const keyFile = await openKeyFile(config.keyFile, log);
+    undo.push(() => keyFile.stop());
+    const keyring = keyringOf(() => keyFile.keys);
     const [credentials, authenticate, tracer, schema] = await Promise.all([
       credentialsOf(config),
       authenticatorOf(config, log),
@@ -124,6 +127,7 @@ export async function startServer(config: Config, features: Features, log: Logge
       ]);
       await Promise.all([endpoint?.close(), tracer?.stop(), ...finishers.map((finish) => finish())]);
       await database.close();
+      keyFile.stop();
     }
     let stopped: Promise<void> | undefined;
     const stop = () => {
@@ -176,19 +180,27 @@ function kernelOf(parts: KernelParts): Kernel {
   };
 }
 
-async function readSecret(flag: string, file: string, wayOut = ''): Promise<Buffer> {
+async function readSecret(flag: string, file: string): Promise<Buffer> {
   return readFile(file).catch((error) => {
-    throw new UserError(`${flag}: ${error.code === 'ENOENT' ? `there is no file ${file}${wayOut}` : error.message}`);
+    throw new UserError(`${flag}: ${error.code === 'ENOENT' ? `there is no file ${file}` : error.message}`);
   });
 }
 
-async function openKeyring(file: string | undefined): Promise<Keyring> {
+async function openKeyFile(file: string | undefined, log: Logger): Promise<KeyFile> {
   if (!file) throw new UserError('--key-file is missing: make one with `memoryd keys add FILE`');
-  const text = await readSecret('--key-file', file, `: make it with \`memoryd keys add ${file}\``);
+  const about = (keys: Key[]) => ({ keys: keys.map(({ id }) => id), seals: sealingKey(keys).id });
   try {
-    return parseKeyring(text.toString());
+    return await followKeyFile(file, {
+      changed: (keys) => log.info(about(keys), 'key file read'),
+      failed: (error) => log.error({ err: describe(error) }, 'key file not read: the keys stay as they were'),
+    });
   } catch (error) {
-    throw new UserError(`--key-file ${file}: ${(error as Error).message}`);
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw new UserError(
+      code === 'ENOENT'
+        ? `--key-file: there is no file ${file}: make it with \`memoryd keys add ${file}\``
+        : `--key-file ${file}: ${message}`,
+    );
   }
 }
 

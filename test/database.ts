@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { addKey } from '../src/db/keyring.ts';
+import { addKey } from '../src/db/key-file.ts';
 import { migrate } from '../src/db/migrate.ts';
 import { type EmbeddedPostgres, startPostgres } from '../src/dev/postgres.ts';
 import { runSql } from './support.ts';

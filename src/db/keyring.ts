@@ -1,10 +1,15 @@
 import { createCipheriv, createDecipheriv, createHash, randomBytes } from 'node:crypto';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 
-/**
- * The service's own keys, from one file: a line `id:base64` of 32 bytes each. The first seals, all of them open, so that
- * a new key is put first and an old one removed once nothing sealed by it matters (24 hours).
- */
+/** One of the service's own keys: a line of the key file, `id:base64` of 32 bytes, and the time from when on it seals. */
+export interface Key {
+  id: string;
+  key: Buffer;
+  /** In milliseconds, 0 where the line has no time. It opens as soon as it is known. */
+  since: number;
+}
+
+/** What the keys are used for. All of them open; the first whose time has come seals. */
 export interface Keyring {
   /** Encrypts and authenticates `text`, bound to `context`: it opens only under the same context. URL-safe. */
   seal(context: string[], text: string): string;
@@ -12,50 +17,55 @@ export interface Keyring {
   open(context: string[], sealed: string): string | undefined;
 }
 
-const LINE = /^([a-z0-9]{1,16}):([A-Za-z0-9+/]{43}=)$/;
+const LINE = /^([a-z0-9]{1,16}):([A-Za-z0-9+/]{43}=)(?: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?$/;
 
-export function newKeyLine(): string {
-  return `${randomBytes(4).toString('hex')}:${randomBytes(32).toString('base64')}`;
-}
+export const lineOf = ({ id, key, since }: Key): string =>
+  `${id}:${key.toString('base64')}${since ? ` ${secondOf(since)}` : ''}`;
 
-/** Puts a new key first in the file, which is made if it is not there. Resolves to the number of keys in it. */
-export async function addKey(file: string): Promise<number> {
-  const old = await readFile(file, 'utf8').catch((error) => {
-    if (error.code === 'ENOENT') return '';
-    throw error;
-  });
-  const lines = [newKeyLine(), ...old.split('\n').filter(Boolean)];
-  await writeFile(file, `${lines.join('\n')}\n`, { mode: 0o600 });
-  return lines.length;
-}
+/** As `2026-01-31T12:00:00Z`. */
+export const secondOf = (ms: number): string => `${new Date(ms).toISOString().slice(0, 19)}Z`;
 
-export async function readKeyring(file: string): Promise<Keyring> {
-  return parseKeyring(await readFile(file, 'utf8'));
-}
-
-export function parseKeyring(text: string): Keyring {
+/** The keys of a key file. */
+export function parseKeys(text: string): Key[] {
   const keys = text
     .split('\n')
     .filter((line) => line.trim())
     .map((line) => {
-      const [, id, key] = LINE.exec(line.trim()) ?? [];
-      if (!id || !key) throw new Error('a line of the key file is not `id:base64 of 32 bytes`');
-      return { id, key: Buffer.from(key, 'base64') };
+      const [, id, key, time] = LINE.exec(line.trim()) ?? [];
+      const since = time ? Date.parse(time) : 0;
+      if (!id || !key || Number.isNaN(since))
+        throw new Error('a line of the key file is not `id:base64 of 32 bytes`, with or without a time');
+      return { id, key: Buffer.from(key, 'base64'), since };
     });
-  const newest = keys[0];
-  if (!newest) throw new Error('the key file holds no key');
+  if (keys.length === 0) throw new Error('the key file holds no key');
+  if (new Set(keys.map(({ id }) => id)).size < keys.length)
+    throw new Error('two keys of the key file have the same id');
+  return keys;
+}
 
+/** The key that seals: the first whose time has come; or the oldest, should it have been taken out of the file too early. */
+export const sealingKey = (keys: Key[], now = Date.now()): Key =>
+  keys.find(({ since }) => since <= now) ?? keys.at(-1)!;
+
+export async function readKeyring(file: string): Promise<Keyring> {
+  const keys = parseKeys(await readFile(file, 'utf8'));
+  return keyringOf(() => keys);
+}
+
+/** A keyring of the keys that there are at each use. */
+export function keyringOf(keys: () => Key[]): Keyring {
   const bind = (context: string[]) => createHash('sha256').update(JSON.stringify(context)).digest();
   return {
     seal(context, text) {
+      const { id, key } = sealingKey(keys());
       const nonce = randomBytes(12);
-      const cipher = createCipheriv('aes-256-gcm', newest.key, nonce).setAAD(bind(context));
+      const cipher = createCipheriv('aes-256-gcm', key, nonce).setAAD(bind(context));
       const body = Buffer.concat([nonce, cipher.update(text, 'utf8'), cipher.final(), cipher.getAuthTag()]);
-      return `${newest.id}.${body.toString('base64url')}`;
+      return `${id}.${body.toString('base64url')}`;
     },
     open(context, sealed) {
       const [id, encoded = '', ...rest] = sealed.split('.');
-      const key = keys.find((k) => k.id === id)?.key;
+      const key = keys().find((k) => k.id === id)?.key;
       const body = Buffer.from(encoded, 'base64url');
       // Exactly the text that was given out: decoding forgives trailing bits and foreign characters.
       if (!key || rest.length > 0 || body.length < 28 || body.toString('base64url') !== encoded) return undefined;

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { addKey } from '../../src/db/keyring.ts';
+import { addKey } from '../../src/db/key-file.ts';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
 import { makeDatabase } from '../database.ts';
 import { type ServerProcess, startProcess } from '../fixtures/process.ts';

@@ -7,7 +7,8 @@ const ROLE = `
   select current_user as role, r.rolsuper as super, r.rolbypassrls as bypass,
     (select c.relname from pg_class c
       where c.relrowsecurity and c.relnamespace = (select relnamespace from pg_class where oid = 'sessions'::regclass) and pg_has_role(r.oid, c.relowner, 'member')
-      limit 1) as owned
+      limit 1) as owned,
+    (select x.rolname from pg_roles x where (x.rolsuper or x.rolbypassrls) and pg_has_role(r.oid, x.oid, 'member') limit 1) as more
   from pg_roles r where r.rolname = current_user`;
 
 /** Refuses to start on a database that cannot be used, or that does not keep tenants apart. */
@@ -22,6 +23,7 @@ export async function checkDatabase(connectionString: string | undefined): Promi
     if (role.super) throw refuse('is a superuser, which no row-level security holds');
     if (role.bypass) throw refuse('has BYPASSRLS');
     if (role.owned) throw refuse(`owns ${role.owned}, and could switch its row-level security off`);
+    if (role.more) throw refuse(`may become ${role.more}, which no row-level security holds`);
     return state;
   });
 }

@@ -8,7 +8,7 @@ import { answer } from './child.ts';
 
 /** The server under test, with the settings that `serve` has if nothing is set; also the line that it logs for each call. */
 async function start({ databaseUrl, keyFile }: { databaseUrl: string; keyFile: string }): Promise<number> {
-  const config = makeConfig(databaseUrl, { auth: 'trusted', port: 0, keyFile });
+  const config = makeConfig(databaseUrl, { auth: 'trusted', port: 0, keyFile, snapshotStore: 'none' });
   const { port } = await startServer(config, features, createLog(config.logLevel));
   return port;
 }

@@ -127,10 +127,11 @@ export const SETTINGS = {
   drainWait: setting('duration', duration, '2s', 'On a signal: how long it goes on, not ready, before it drains.'),
   drainTimeout: setting('duration', duration, '10s', 'On a signal: how long calls under way may go on.'),
   sweepInterval: setting('duration', minutes, '1m', 'How often what has expired is removed: up to 30m. 0m: never.'),
-  snapshotStore: optional(
+  snapshotStore: setting(
     'url',
     storeOrNone,
-    'Where snapshots of what is committed are kept: `file:///folder`, `s3://bucket/prefix`, `gdrive://folder`, or `none`. If left out, the folder `.memoryd/snapshots` below the one in which it was started (dev: `snapshots` in `--data`).',
+    'file:.memoryd/snapshots',
+    'Where snapshots of what is committed are kept: `file:///folder`, `s3://bucket/prefix`, `gdrive://folder`, or `none`. `dev` has its own in `--data`.',
   ),
   metricsPort: optional('number', port, 'Port of `/metrics`, `/livez` and `/readyz` (HTTP). Off if not given.'),
   metricsHost: setting('address', word, '127.0.0.1', 'Address of the metrics port.'),
@@ -152,20 +153,30 @@ export interface Config extends Settings {
   readonly databaseUrl: string | undefined;
 }
 
-/** What stands where `dev` is told nothing: it is for one machine, and stops at once. */
-export const DEV_STANDARDS: Partial<Record<SettingName, string>> = {
+type Standards = Partial<Record<SettingName, string>>;
+
+export const DEV_DATA = '.memoryd';
+
+/** What stands where `dev`, with its data at this path of a URL, is told nothing: it is for one machine, and stops at once. */
+export const devStandards = (data = DEV_DATA): Standards => ({
   auth: 'trusted',
   drainWait: '0s',
   drainTimeout: '5s',
-};
+  snapshotStore: `file:${data}/snapshots`,
+});
 
 export const flagOf = (name: string): string => `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
 /** The standard values, with others in place of some, checked against each other. */
-export function makeConfig(databaseUrl: string | undefined, chosen: Partial<Settings> = {}): Config {
+export function makeConfig(
+  databaseUrl: string | undefined,
+  chosen: Partial<Settings> = {},
+  standards: Standards = {},
+): Config {
   const settings: Record<string, unknown> = {};
   for (const [name, { standard, parse }] of Object.entries(SETTINGS) as [SettingName, Setting<unknown>][]) {
-    settings[name] = chosen[name] ?? (standard === undefined ? undefined : parse(standard));
+    const text = standards[name] ?? standard;
+    settings[name] = chosen[name] ?? (text === undefined ? undefined : parse(text));
   }
   const config = { ...(settings as unknown as Settings), databaseUrl };
   checkTogether(config);
@@ -188,6 +199,20 @@ function checkTogether(config: Config): void {
   }
 }
 
+/** What is allowed, and should not be by oversight. */
+export function warningsOf({ auth, host, tlsCert, databaseUrl }: Config): string[] {
+  const remote = URL.parse(databaseUrl ?? '');
+  const inClear = remote?.hostname && !LOOPBACK.test(remote.hostname) && !/[?&]ssl/.test(remote.search);
+  return [
+    ...(auth === 'jwt' && !tlsCert && !LOOPBACK.test(host)
+      ? [`tokens pass in clear to ${host}: use --tls-cert and --tls-key, or let only a proxy that does reach it`]
+      : []),
+    ...(inClear && !process.env.PGSSLMODE
+      ? [`the database at ${remote.hostname} is reached in clear: use sslmode=verify-full in DATABASE_URL`]
+      : []),
+  ];
+}
+
 /** The database that the environment names. None is guessed: pg would try localhost. */
 export function databaseUrlOf(env: NodeJS.ProcessEnv): string | undefined {
   const named = ['DATABASE_URL', 'PGHOST', 'PGDATABASE', 'PGUSER', 'PGPORT'].some((name) => env[name]);
@@ -203,9 +228,10 @@ export function databaseUrlOf(env: NodeJS.ProcessEnv): string | undefined {
 
 /** The README's table of settings. */
 export function settingsTable(): string {
+  const standards = devStandards();
   const rows = Object.entries(SETTINGS).map(([name, { value, standard, meaning }]) => {
-    const dev = DEV_STANDARDS[name as SettingName];
-    const shown = standard === undefined ? '' : `\`${standard}\`${dev ? ` (dev: \`${dev}\`)` : ''}`;
+    const dev = standards[name as SettingName] ?? standard;
+    const shown = standard === undefined ? '' : `\`${standard}\`${dev === standard ? '' : ` (dev: \`${dev}\`)`}`;
     return `| \`${flagOf(name)} <${value.replace('|', '\\|')}>\` | ${shown} | ${meaning} |`;
   });
   return ['| flag | default | meaning |', '| --- | --- | --- |', ...rows].join('\n');

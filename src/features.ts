@@ -116,7 +116,7 @@ export const features: Features = {
     const { database, changes } = kernel;
     const url = config.directDatabaseUrl ?? config.databaseUrl;
     const { snapshotStore } = config;
-    const store = snapshotStore && snapshotStore !== 'none' && (await openStore(snapshotStore));
+    const store = snapshotStore !== 'none' && (await openStore(snapshotStore));
     const running: Background[] = [startJanitor(url, database, changes, log)];
     if (store) running.push(startUploads(url, { database, store, metrics, log }));
     const stop = async () => {

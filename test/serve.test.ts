@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -52,6 +52,11 @@ describe('serve', function () {
       ['as a superuser', () => serve(trusted(), ownerUrl()), /superuser/],
       ['with BYPASSRLS', () => serve(trusted(), roleUrl('memoryd_bypass')), /has BYPASSRLS/],
       ['as the owner of the tables', () => serve(trusted(), roleUrl('memoryd_owning')), /owns \w+/],
+      [
+        'as a member of a role with BYPASSRLS',
+        () => serve(trusted(), roleUrl('memoryd_becoming')),
+        /may become memoryd_bypass/,
+      ],
       ['without a key file', () => serve(['--auth', 'trusted']), /--key-file is missing/],
       [
         'with a key file that is not there',
@@ -73,11 +78,16 @@ describe('serve', function () {
       await runSql(
         ownerUrl(),
         `create role memoryd_bypass login bypassrls password 'app'; create role memoryd_owning login password 'app';
-        grant select on schema_versions to memoryd_bypass, memoryd_owning; grant memoryd to memoryd_owning`,
+        create role memoryd_becoming login noinherit password 'app'; grant memoryd_bypass to memoryd_becoming;
+        grant select on schema_versions to memoryd_bypass, memoryd_owning, memoryd_becoming; grant memoryd to memoryd_owning`,
       );
     });
     after(() =>
-      runSql(ownerUrl(), 'drop owned by memoryd_bypass, memoryd_owning; drop role memoryd_bypass, memoryd_owning'),
+      runSql(
+        ownerUrl(),
+        `drop owned by memoryd_bypass, memoryd_owning, memoryd_becoming;
+        drop role memoryd_bypass, memoryd_owning, memoryd_becoming`,
+      ),
     );
 
     for (const [name, start, message] of refusals) {
@@ -159,6 +169,20 @@ describe('serve', function () {
     expect(run.err()).to.match(/^memoryd: --key-file: there is no file/);
   });
 
+  it('warns of tokens in clear where they leave the machine', async () => {
+    const jwks = join(folder, 'jwks.json');
+    await writeFile(jwks, JSON.stringify({ keys: [] }));
+    const jwt = ['--key-file', KEYS(), '--snapshot-store', 'none', '--jwks', jwks, '--issuer', 'i', '--audience', 'a'];
+    const warned = async (host: string) => {
+      const run = serve([...jwt, '--host', host]);
+      await ready(run);
+      run.child.kill('SIGKILL');
+      return run.out().includes('tokens pass in clear');
+    };
+    expect(await warned('0.0.0.0')).to.equal(true);
+    expect(await warned('127.0.0.1')).to.equal(false);
+  });
+
   it('takes only clients that show a certificate of its CA', async function () {
     const pki = await certificates(folder).catch(() => this.skip());
     const tls = ['--tls-cert', pki.cert, '--tls-key', pki.key, '--tls-client-ca', pki.ca];
@@ -235,6 +259,8 @@ describe('memoryd', () => {
       'session show',
       'tail',
       'keys add',
+      'keys list',
+      'keys remove',
     ];
     for (const command of commands) {
       const run = memoryd([...command.split(' ').filter(Boolean), '--help']);

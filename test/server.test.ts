@@ -132,6 +132,7 @@ describe('server', () => {
       auth: 'trusted',
       port: 0,
       keyFile: process.env.MEMORYD_TEST_KEY_FILE,
+      snapshotStore: 'none',
       drainWait: 0,
       sweepInterval: 0,
     } as const;

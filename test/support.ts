@@ -206,6 +206,7 @@ export async function startTestServer(
     auth: 'trusted',
     port: 0,
     keyFile: process.env.MEMORYD_TEST_KEY_FILE,
+    snapshotStore: 'none',
     drainWait: 0,
     sweepInterval: 0,
   } as const;

@@ -3,8 +3,8 @@ import { access, readFile, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type pg from 'pg';
-import { type Config, makeConfig } from '../config.ts';
-import { addKey } from '../db/keyring.ts';
+import { type Config, devStandards, makeConfig } from '../config.ts';
+import { addKey } from '../db/key-file.ts';
 import { migrate } from '../db/migrate.ts';
 import { startPostgres } from '../dev/postgres.ts';
 import { features } from '../features.ts';
@@ -17,10 +17,11 @@ const DATABASE = 'memoryd';
 
 /** Postgres, schema, keys, tenants and service, all on this machine. */
 export async function dev(data: string, options: Parameters<typeof makeConfig>[1]): Promise<void> {
-  makeConfig(undefined, options); // refuses what cannot be before anything is started
   const folder = resolve(data);
+  const standards = devStandards(pathToFileURL(folder).pathname);
+  const { logLevel } = makeConfig(undefined, options, standards); // refuses what cannot be before anything is started
   const say = (line: string) => console.log(line);
-  const log = createLog(options?.logLevel ?? 'info', stdout({ sync: true }));
+  const log = createLog(logLevel, stdout({ sync: true }));
   endOnUncaught(log);
 
   const postgres = await startPostgres({ folder, say });
@@ -43,8 +44,7 @@ export async function dev(data: string, options: Parameters<typeof makeConfig>[1
     const app = new URL(owner);
     app.username = 'memoryd_app';
     app.password = password;
-    const snapshotStore = options?.snapshotStore ?? pathToFileURL(join(folder, 'snapshots'));
-    const config = makeConfig(app.href, { ...options, keyFile, directDatabaseUrl: app.href, snapshotStore });
+    const config = makeConfig(app.href, { ...options, keyFile, directDatabaseUrl: app.href }, standards);
     const server = await startServer(config, features, log);
     // For the commands that talk to the database. It is another one at each start.
     const urlFile = join(folder, 'database-url');

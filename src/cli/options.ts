@@ -1,8 +1,8 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import {
   type Config,
-  DEV_STANDARDS,
   databaseUrlOf,
+  devStandards,
   flagOf,
   makeConfig,
   SETTINGS,
@@ -11,17 +11,16 @@ import {
 } from '../config.ts';
 import { UserError } from '../errors.ts';
 
-/** Adds a flag for each setting, `without` those that the command decides itself. */
+/** Adds a flag for each setting, `without` those that the command decides itself. What is not given is left to `makeConfig`. */
 export function addSettings(command: Command, dev: boolean, without: SettingName[] = []): Command {
   for (const [name, { value, parse, standard, meaning }] of Object.entries(SETTINGS) as [
     SettingName,
     Setting<unknown>,
   ][]) {
     if (without.includes(name)) continue;
-    const option = new Option(`${flagOf(name)} <${value}>`, meaning.replaceAll('`', ''));
-    const text = (dev ? DEV_STANDARDS[name] : undefined) ?? standard;
-    if (text !== undefined) option.default(parse(text), text);
-    command.addOption(option.argParser(orRefuse(parse)));
+    const text = (dev ? devStandards()[name] : undefined) ?? standard;
+    const told = `${meaning.replaceAll('`', '')}${text === undefined ? '' : ` (default: ${text})`}`;
+    command.addOption(new Option(`${flagOf(name)} <${value}>`, told).argParser(orRefuse(parse)));
   }
   return command;
 }

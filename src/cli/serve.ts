@@ -1,6 +1,5 @@
-import { pathToFileURL } from 'node:url';
 import { Command } from 'commander';
-import type { Config, makeConfig } from '../config.ts';
+import { type Config, DEV_DATA, type makeConfig, warningsOf } from '../config.ts';
 import { addSettings, configOf } from './options.ts';
 
 type Options = NonNullable<Parameters<typeof makeConfig>[1]>;
@@ -8,8 +7,7 @@ type Options = NonNullable<Parameters<typeof makeConfig>[1]>;
 export function serveCommand(): Command {
   const command = new Command('serve').description('Serves on a migrated database.');
   return addSettings(command, false).action(async (options: Options) => {
-    const { snapshotStore = pathToFileURL('.memoryd/snapshots') } = options;
-    const config = configOf({ ...options, snapshotStore });
+    const config = configOf(options);
     if (config.workers > 1) return serveWithWorkers(config);
     const [{ startServer }, { features }, { createLog }, { endOnUncaught, untilSignal }] = await Promise.all([
       import('../server.ts'),
@@ -20,6 +18,7 @@ export function serveCommand(): Command {
     const log = createLog(config.logLevel);
     endOnUncaught(log);
     const server = await startServer(config, features, log);
+    for (const warning of warningsOf(config)) log.warn(warning);
     const { host, port, metricsPort } = server;
     log.info(
       { host, port, ...(metricsPort && { metricsPort }), auth: config.auth, ms: Math.round(performance.now()) },
@@ -41,7 +40,7 @@ async function serveWithWorkers(config: Config): Promise<void> {
 export function devCommand(): Command {
   const command = new Command('dev')
     .description('Serves with a Postgres of its own, whose data are kept in a folder, and with tenants to try.')
-    .option('--data <folder>', 'Folder of the database and the keys.', '.memoryd');
+    .option('--data <folder>', 'Folder of the database and the keys.', DEV_DATA);
   return addSettings(command, true, ['keyFile', 'directDatabaseUrl', 'workers']).action(
     async (options: Options & { data: string }) => {
       const { dev } = await import('./dev.ts');

@@ -1,5 +1,5 @@
 import { AggregatorRegistry } from 'prom-client';
-import type { Config } from '../config.ts';
+import { type Config, warningsOf } from '../config.ts';
 import { createLog, stdout } from '../log.ts';
 import { serveMetrics } from '../rpc/endpoint.ts';
 import { endOnUncaught, untilSignal } from './run.ts';
@@ -13,6 +13,7 @@ export async function superviseWorkers(config: Config): Promise<void> {
   endOnUncaught(log);
   const team = openTeam(workers, lines, log);
   const port = await team.start().catch(() => process.exit(1)); // the worker has told why
+  for (const warning of warningsOf(config)) log.warn(warning);
   let draining = false;
   const endpoint =
     metricsPort === undefined

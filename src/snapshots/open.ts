@@ -1,3 +1,4 @@
+import { pathToFileURL } from 'node:url';
 import { UserError } from '../errors.ts';
 import type { Store } from './store.ts';
 
@@ -20,9 +21,9 @@ const KINDS: Record<string, { example: string; parameters: string[]; open(url: U
   },
 };
 
-/** The URL of a store, checked as far as it can be without asking the store. */
+/** The URL of a store, checked as far as it can be without asking the store. `file:folder` is below the current one. */
 export function storeUrl(text: string): URL {
-  const url = URL.parse(text);
+  const url = URL.parse(text, text.startsWith('file:') ? pathToFileURL('./').href : undefined);
   const kind = url && KINDS[url.protocol];
   if (!kind) {
     const examples = Object.values(KINDS).map(({ example }) => example);

@@ -223,7 +223,24 @@ describe('prompts and calls of tools', () => {
         .to.match(/^before .*\[redacted\]/s)
         .and.not.contain(secret);
     }
+    for (const [text, left] of [
+      ['DB_PASSWORD=hunter2hunter2', 'DB_PASSWORD=[redacted]'],
+      ['export AWS_SECRET_ACCESS_KEY=abcd/1234', 'export AWS_SECRET_ACCESS_KEY=[redacted]'],
+      ['GITHUB_TOKEN: abcd1234\nPGPASSWORD=abcd', 'GITHUB_TOKEN: [redacted]\nPGPASSWORD=[redacted]'],
+      [
+        'STRIPE_API_KEY: abcd1234, client_secret=abcd1234&x=1',
+        'STRIPE_API_KEY: [redacted], client_secret=[redacted]&x=1',
+      ],
+      ['password: "correct horse battery" x', 'password: "[redacted]" x'],
+      ['{\\"password\\": \\"hunter2\\"}', '{\\"password\\": \\"[redacted]\\"}'],
+      ['Cookie: sid=1234; b=2\nHost: x', 'Cookie: [redacted]\nHost: x'],
+      ["-H 'Authorization: Token abcd1234' http://x", "-H 'Authorization: [redacted]' http://x"],
+      ['postgres://u:p@ss@h/db', 'postgres://u:[redacted]@h/db'],
+    ]) {
+      expect(redactText(text!)).to.equal(left);
+    }
     for (const plain of [
+      'next_page_token: abcd1234',
       'The password is not known.',
       'https://example.com:8080/a@b?token',
       'npm_config_cache_directory',
@@ -240,7 +257,13 @@ describe('prompts and calls of tools', () => {
       cookie: ['z'],
       tokens: 3,
       secret: null,
-      secretary: true,
+      secretary: 'Ada',
+      next_page_token: 'abcd1234',
+      session_key: 'abcd1234',
+      headers: [
+        { name: 'Authorization', value: 'abc' },
+        { name: 'Accept', value: 'abc' },
+      ],
     };
     expect(redactJson(value)).to.deep.equal({
       Password: '[redacted]',
@@ -249,7 +272,13 @@ describe('prompts and calls of tools', () => {
       cookie: '[redacted]',
       tokens: 3,
       secret: null,
-      secretary: true,
+      secretary: 'Ada',
+      next_page_token: 'abcd1234',
+      session_key: '[redacted]',
+      headers: [
+        { name: 'Authorization', value: '[redacted]' },
+        { name: 'Accept', value: 'abc' },
+      ],
     });
   });
 });

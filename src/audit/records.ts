@@ -1,4 +1,4 @@
-import { pointRead, query } from '../db/statement.ts';
+import { query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Prompt, PromptRecord, ToolCall, ToolCallRecord } from '../gen/memory/v1/call.ts';
@@ -37,9 +37,9 @@ export interface ToolCallRow extends RecordRow {
   output: JsonObject | null;
 }
 
-// Past 1 MiB the rows are not read.
+// Past 1 MiB the rows are not read. No point reads: a filter that matches rarely walks all of a user's rows.
 const list = <Row>(table: string, columns: string, filters: string, ofSession: boolean, from: number) =>
-  pointRead<Row & RecordRow>(`
+  query<Row & RecordRow>(`
   select id, session_id, turn_id, create_time, byte_size, ${columns} from (
     select r.*, sum(byte_size) over (order by id desc rows unbounded preceding) as running from (
       select * from ${table}

@@ -1,5 +1,5 @@
 import { v7 as uuidv7 } from 'uuid';
-import { change, pointRead, query } from '../db/statement.ts';
+import { change, query } from '../db/statement.ts';
 import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { EmailMatch } from '../gen/memory/v1/profile_service.ts';
@@ -43,7 +43,7 @@ export interface MatchRow {
   holders: { user_id: string; in_profile: boolean; session_ids: string[] | null; session_count: number }[];
 }
 
-const LIST = pointRead<MatchRow>(`
+const LIST = query<MatchRow>(`
   select m.id, m.email_key as email, m.detect_time, h.holders
   from email_matches m, lateral (
     select jsonb_agg(u order by u.user_id) filter (where u.place <= 100) as holders, count(*) as n

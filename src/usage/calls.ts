@@ -127,9 +127,13 @@ const INSERT_LLM_REQUESTS = change<LlmRow>(`
 // Those that were recorded before by their provider's id, and whether they were the same.
 const KNOWN = query<LlmRow & { same: boolean }>(`
   select ${llmColumns('r')}, r.request, r.response, r.model = v.model and r.prompt_tokens = v.prompt_tokens and
-    r.completion_tokens = v.completion_tokens and (v.cost = '' or r.cost = v.cost::numeric) as same
+    r.cached_tokens = v.cached_tokens and r.completion_tokens = v.completion_tokens and r.total_tokens = v.total_tokens
+    and (v.cost = '' or r.cost = v.cost::numeric)
+    and (r.prompt_unit_cost, r.cached_unit_cost, r.completion_unit_cost) is not distinct from
+      (nullif(v.prompt_unit_cost, '')::numeric, nullif(v.cached_unit_cost, '')::numeric, nullif(v.completion_unit_cost, '')::numeric) as same
   from jsonb_to_recordset($4::jsonb) as v (provider text, external_id text, model text, prompt_tokens bigint,
-    completion_tokens bigint, cost text)
+    cached_tokens bigint, completion_tokens bigint, total_tokens bigint, cost text, prompt_unit_cost text, cached_unit_cost text,
+    completion_unit_cost text)
   join llm_requests r on r.tenant_id = $1 and r.env = $2 and r.user_id = $3 and r.provider = v.provider
     and r.external_id = v.external_id and v.external_id <> ''`);
 

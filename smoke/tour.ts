@@ -142,7 +142,7 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
     `one call of model ${usage.usage[0].model}, ${usage.usage[0].totalTokens} tokens, ${usage.usage[0].cost}`,
   );
   const { toolCalls } = await ok(`${AUDIT}/ListToolCalls`, { sessionId: session.id });
-  same('the error', toolCalls[0]?.record.error, 'refused: Authorization: Bearer [redacted]');
+  same('the error', toolCalls[0]?.record.error, 'refused: Authorization: [redacted]');
   say('ListToolCalls', `one call of ${toolCalls[0].record.toolName}, with its secret redacted`);
 
   const limit = {

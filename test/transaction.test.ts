@@ -295,7 +295,8 @@ describe('transaction', () => {
   });
 
   it('refuses when no connection comes free in time', async () => {
-    const narrow = open(appUrl(), 1, 100);
+    // Long enough to open a connection on a busy machine.
+    const narrow = open(appUrl(), 1, 2000);
     const held = await narrow.acquire(limits());
     expect(await failureOf(transactionOnce(narrow, scope, undefined, limits(), (tx) => tx.final(ME)))).to.be.instanceOf(
       PoolExhausted,

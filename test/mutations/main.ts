@@ -25,7 +25,7 @@ import { USAGE } from './usage.ts';
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const COPIED = ['src', 'test', 'migrations', 'package.json', 'tsconfig.json'];
 // Each has a Postgres of its own, as migrations change what databases share. Most of the time they wait.
-const WORKERS = 3;
+const WORKERS = 4;
 const LIMIT_MS = 120_000;
 const ALL_LIMIT_MS = 900_000;
 

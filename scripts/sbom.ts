@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 // The bill of materials (CycloneDX) of what ships, by the lockfile: `npm run sbom`. `npm sbom --omit=dev` leaves out what
-// development needs as well, an eighth of it all (npm/cli#7909): npm is shown the project without development instead.
+// development needs as well, a seventh of it all (npm/cli#7909): npm is shown the project without development instead.
 const parent = mkdtempSync(join(tmpdir(), 'sbom-'));
 try {
   const { name, devDependencies: _, ...shipped } = JSON.parse(readFileSync('package.json', 'utf8'));

@@ -18,6 +18,7 @@ import {
   toServiceError,
   unavailable,
 } from '../src/rpc/errors.ts';
+import { describe as describeError } from '../src/rpc/observe.ts';
 
 const DETAILS_LIMIT = 4096;
 const { INVALID_ARGUMENT, INTERNAL, UNAVAILABLE, RESOURCE_EXHAUSTED, ABORTED, DEADLINE_EXCEEDED } = status;
@@ -202,6 +203,31 @@ describe('errors from inside', () => {
       if (code === INTERNAL) expect(told.message).to.equal('internal error');
     });
   }
+
+  it('reach the log without what Postgres, or a parser, quotes of the values that it was given', () => {
+    const parser = (text: string) => {
+      try {
+        return JSON.parse(text);
+      } catch (error) {
+        return error;
+      }
+    };
+    for (const code of ['22P02', '23505', '42601', '42704', 'P0001']) {
+      const told = describeError(
+        postgres(code, { where: SECRET, internalQuery: SECRET, routine: 'elog', position: '7' }),
+      );
+      expect(JSON.stringify(told)).to.not.contain(SECRET);
+      expect(told).to.include({ type: 'DatabaseError', code, routine: 'elog', position: '7' });
+      expect(told.stack).to.match(/^\s+at .*errors\.test\.ts/);
+    }
+    const unreadable = new Error('a document that cannot be read', { cause: parser(SECRET) });
+    expect(parser(SECRET).message, 'a parser quotes').to.contain(SECRET.slice(0, 5));
+    const told = describeError(unreadable);
+    expect(told.message).to.equal('a document that cannot be read');
+    expect(JSON.stringify(told.cause)).to.contain('errors.test.ts');
+    expect(JSON.stringify(told.cause)).to.not.contain(SECRET.slice(0, 5));
+    expect(describeError(SECRET)).to.deep.equal({ type: 'string' });
+  });
 
   it('pass a refusal as it is', () => {
     const refusal = notFound('session');

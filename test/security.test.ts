@@ -12,7 +12,18 @@ import { withClient } from '../src/preflight.ts';
 import { folderOf, pack } from '../src/snapshots/archive.ts';
 import { openFolder } from '../src/snapshots/folder.ts';
 import { certificates } from './fixtures/certificates.ts';
-import { appUrl, connect, failure, headersOf, newTenant, ownerUrl, runSql, startTestServer } from './support.ts';
+import {
+  appUrl,
+  connect,
+  failure,
+  headersOf,
+  newTenant,
+  ownerUrl,
+  runSql,
+  startTestServer,
+  until,
+  useOwnDatabase,
+} from './support.ts';
 
 const read = (file: string) => readFile(new URL(`../${file}`, import.meta.url), 'utf8');
 
@@ -74,6 +85,27 @@ describe('security', () => {
     expect(calls.map(({ user }) => user)).to.include(forged);
     for (const line of lines) expect(line.indexOf('\n')).to.equal(line.length - 1);
     for (const { level, msg } of calls) expect([level, msg]).to.not.include.oneOf(['fatal', 'forged']);
+  });
+
+  it('a refused attempt that cannot be recorded is told in the log, without what Postgres says of it', async () => {
+    const lines: any[] = [];
+    const back = await useOwnDatabase();
+    const server = await startTestServer({}, createLog('warn', { write: (line) => lines.push(JSON.parse(line)) }));
+    const tenant = await newTenant();
+    await runSql(
+      ownerUrl(),
+      `create function refuse() returns trigger language plpgsql as $$ begin raise exception 'not %', new.user_id; end $$;
+       create trigger refuse before insert on audit_events for each row execute function refuse()`,
+    );
+    const client = connect(`127.0.0.1:${server.port}`, headersOf(tenant, 'a-name-to-keep'));
+    await failure(client.memory.listSessions({}));
+    client.close();
+    const [line] = await until(async () => lines.length > 0 && lines);
+    await server.stop();
+    back();
+    expect(line).to.include({ level: 'warn', method: 'MemoryService/ListSessions' });
+    expect(line.err).to.include({ type: 'DatabaseError', code: 'P0001' });
+    expect(JSON.stringify(lines)).to.not.contain('a-name-to-keep');
   });
 
   it('a request that is small only while it is compressed is refused', async () => {

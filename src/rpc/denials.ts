@@ -8,6 +8,7 @@ import { transaction } from '../db/transaction.ts';
 import type { Caller } from './caller.ts';
 import type { About } from './context.ts';
 import type { RpcError } from './errors.ts';
+import { describe } from './observe.ts';
 
 /** Puts refused attempts into the audit trail. */
 export interface Denials {
@@ -59,7 +60,7 @@ export function denials(database: Database, log: Logger): Denials {
           tx.final(RECORD, [about.sessionId, refusal.reason]),
         );
       } catch (error) {
-        log.warn({ err: (error as Error).message, method }, 'a refused attempt could not be recorded');
+        log.warn({ err: describe(error), method }, 'a refused attempt could not be recorded');
       }
     },
   };

@@ -71,23 +71,26 @@ export function observer(log: Logger, metrics: Metrics, tracer?: Tracer): Observ
   };
 }
 
-/** An error for the log. What Postgres says may quote the values that it was given, so of that only the codes are told. */
+/**
+ * An error for the log. What Postgres says may quote the values that it was given, and what a parser says the text: of these
+ * only codes and places are told.
+ */
 export function describe(error: unknown): Record<string, unknown> {
-  if (sqlState(error)) {
-    const { code, routine, constraint, table, column, position, stack } = error as Record<string, unknown>;
-    const frames = String(stack ?? '')
-      .split('\n')
-      .filter((line) => /^\s+at /.test(line))
-      .join('\n');
-    // Class 42 is about the statement itself, which holds no values.
-    const message = String(code).startsWith('42') ? (error as Error).message : undefined;
-    return { type: 'DatabaseError', code, message, routine, constraint, table, column, position, stack: frames };
-  }
   if (!(error instanceof Error)) return { type: typeof error };
+  const quotes = sqlState(error) !== '' || error instanceof SyntaxError;
+  const { code, routine, constraint, table, column, position } = error as unknown as Record<string, unknown>;
   return {
-    type: error.name,
-    message: error.message,
-    stack: error.stack,
+    ...(sqlState(error)
+      ? { type: 'DatabaseError', code, routine, constraint, table, column, position }
+      : { type: error.name }),
+    ...(quotes ? { stack: framesOf(error) } : { message: error.message, stack: error.stack }),
     ...(error.cause ? { cause: describe(error.cause) } : {}),
   };
 }
+
+/** The stack without the message at its head. */
+const framesOf = ({ stack = '' }: Error): string =>
+  stack
+    .split('\n')
+    .filter((line) => /^\s+at /.test(line))
+    .join('\n');

@@ -1,6 +1,7 @@
 import { artifactHandlers } from './artifacts/service.ts';
 import { startUploads } from './artifacts/uploads.ts';
 import { recordHandlers } from './audit/record-service.ts';
+import { sealAll } from './audit/seal.ts';
 import { auditHandlers } from './audit/service.ts';
 import { bundleAccess, bundleHandlers } from './bundles/service.ts';
 import { contextReadHandlers } from './contexts/context-service.ts';
@@ -43,6 +44,7 @@ import { turnListHandlers } from './turns/turn-service.ts';
 import { budgetHandlers } from './usage/budget-service.ts';
 import { foldAll, startFolder } from './usage/fold.ts';
 import { usageHandlers } from './usage/service.ts';
+import { auditWatchHandlers } from './watch/audit-service.ts';
 import { watches } from './watch/poller.ts';
 import { watchSessionHandlers, watchThreadHandlers } from './watch/service.ts';
 
@@ -104,7 +106,11 @@ export const features: Features = {
         ...artifactHandlers,
       }),
       implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
-      implement(kernel, AuditServiceService, AuditServiceDefinition, { ...auditHandlers, ...recordHandlers }),
+      implement(kernel, AuditServiceService, AuditServiceDefinition, {
+        ...auditHandlers,
+        ...auditWatchHandlers({ keyring, members, watches: watching }),
+        ...recordHandlers,
+      }),
       implement(kernel, UsageServiceService, UsageServiceDefinition, {
         ...usageHandlers(folder),
         ...budgetHandlers((call) => members.forget(call.identity.tenant)),
@@ -138,6 +144,8 @@ export const features: Features = {
       // Each word is up for it once a week.
       { name: 'forget-words', everyMinutes: 30, run: (signal) => forgetWords(database, signal) },
       { name: 'read-for-profiles', everyMinutes: 1, run: (signal) => readAll(database, settledMs, signal) },
+      // Often, as what is not sealed can be changed unnoticed.
+      { name: 'seal', everyMinutes: 1, run: (signal) => sealAll({ database, keyring: kernel.keyring }, signal) },
       { name: 'fold', everyMinutes, run: (signal) => foldAll(database, signal) },
     ];
     const started = startJobs(url, jobs, log);

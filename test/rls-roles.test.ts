@@ -19,7 +19,7 @@ describe('database roles', () => {
   it('runs as a role that owns nothing and cannot become more', async () => {
     const roles = await runSql(
       ownerUrl(),
-      `select rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit, rolcanlogin from pg_roles where rolname like 'memoryd\\_%' and rolname in ('memoryd_app', 'memoryd_jobs', 'memoryd_search') order by 1`,
+      `select rolname, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit, rolcanlogin from pg_roles where rolname like 'memoryd\\_%' and rolname in ('memoryd_app', 'memoryd_audit', 'memoryd_jobs', 'memoryd_search') order by 1`,
     );
     const plain = {
       rolsuper: false,
@@ -29,9 +29,9 @@ describe('database roles', () => {
       rolreplication: false,
     };
     expect(roles.map(({ rolname, rolinherit, rolcanlogin, ...rights }) => [rolname, rights])).to.deep.equal(
-      ['memoryd_app', 'memoryd_jobs', 'memoryd_search'].map((name) => [name, plain]),
+      ['memoryd_app', 'memoryd_audit', 'memoryd_jobs', 'memoryd_search'].map((name) => [name, plain]),
     );
-    expect(roles.map(({ rolcanlogin }) => rolcanlogin)).to.deep.equal([true, true, false]);
+    expect(roles.map(({ rolcanlogin }) => rolcanlogin)).to.deep.equal([true, false, true, false]);
     expect(roles[0].rolinherit).to.equal(false);
     const grantable = `select c.relname as name from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
       and has_table_privilege('memoryd_app', c.oid, 'select with grant option, insert with grant option, update with grant option')`;
@@ -50,6 +50,7 @@ describe('database roles', () => {
       `set role ${owner}`,
       `set session authorization ${owner}`,
       'set role memoryd_search',
+      'set role memoryd_audit',
       'set role pg_read_all_data',
       'alter role memoryd_app bypassrls',
       'alter role memoryd_app superuser',
@@ -82,7 +83,12 @@ describe('database roles', () => {
     ]) {
       expect(await refusal(as(appUrl(), everything, [sql])), sql).to.be.oneOf([REFUSED, '42809']);
     }
-    for (const sql of [`update audit_events set action = ''`, 'delete from audit_events']) {
+    for (const sql of [
+      `update audit_events set action = ''`,
+      'delete from audit_events',
+      `update audit_blocks set signature = ''`,
+      'delete from audit_blocks',
+    ]) {
       expect(await refusal(as(appUrl(), everything, [sql])), sql).to.equal(REFUSED);
     }
   });
@@ -153,6 +159,32 @@ describe('database roles', () => {
     expect(await runSql(ownerUrl(), members)).to.deep.equal([]);
   });
 
+  it('lets memoryd_audit take persons out of events, and remove events, and nothing else', async () => {
+    const rights = await runSql(
+      ownerUrl(),
+      `select p.privilege || ' ' || c.relname || ': ' || string_agg(a.attname, ' ' order by a.attname) as columns
+       from pg_class c join pg_attribute a on a.attrelid = c.oid and not a.attisdropped and a.attnum > 0,
+         unnest(array['select', 'insert', 'update', 'references']) p (privilege)
+       where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+         and has_column_privilege('memoryd_audit', c.oid, a.attnum, p.privilege)
+       group by c.relname, p.privilege order by 1`,
+    );
+    expect(rights.map(({ columns }) => columns)).to.deep.equal([
+      'select audit_blocks: about block_no env ids kind tenant_id',
+      'select audit_events: env id tenant_id',
+      'update audit_blocks: salts',
+      'update audit_events: actor metadata request_id resource session_id trace_id user_id',
+    ]);
+    const removes = `select c.relname as name from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+      and has_table_privilege('memoryd_audit', c.oid, 'delete, truncate, trigger') order by 1`;
+    expect((await runSql(ownerUrl(), removes)).map(({ name }) => name)).to.deep.equal(['audit_blocks', 'audit_events']);
+    const members = `select from pg_auth_members where roleid = 'memoryd_audit'::regrole and member in ('memoryd_app'::regrole, 'memoryd_jobs'::regrole)`;
+    expect(await runSql(ownerUrl(), members)).to.deep.equal([]);
+    const elsewhere = { tenant, env: 'prod' };
+    for (const sql of [`select erase_from_audit($1, 'dev', '[]', '[]')`, `select * from prune_audit($1, 'dev', 1)`])
+      expect(await refusal(as(appUrl(), elsewhere, [sql, [tenant]])), sql).to.equal(REFUSED);
+  });
+
   describe('the owner', () => {
     const name = `owner_${randomBytes(6).toString('hex')}`;
     let url: URL;
@@ -162,10 +194,14 @@ describe('database roles', () => {
     before(async () => {
       // As it is run for real: the owner is no superuser, who would see through every policy.
       await runSql(ownerUrl(), `create role ${name} login createrole password 'owner'`);
-      await runSql(ownerUrl(), `grant memoryd_app, memoryd_jobs, memoryd_search to ${name} with admin option`);
+      await runSql(
+        ownerUrl(),
+        `grant memoryd_app, memoryd_audit, memoryd_jobs, memoryd_search to ${name} with admin option`,
+      );
       // Nor does it inherit memoryd_search, as who makes the role has it from Postgres 16 on. Before, a migration takes it away.
       const { server_version_num: version } = (await runSql(ownerUrl(), 'show server_version_num'))[0];
-      if (version >= 160_000) await runSql(ownerUrl(), `grant memoryd_search to ${name} with inherit false`);
+      if (version >= 160_000)
+        await runSql(ownerUrl(), `grant memoryd_search, memoryd_audit to ${name} with inherit false`);
       await runSql(ownerUrl(), `create database ${name} owner ${name}`);
       [url, admin] = [new URL(ownerUrl()), new URL(ownerUrl())];
       for (const each of [url, admin]) each.pathname = `/${name}`;

@@ -89,13 +89,19 @@ export interface Clients {
     memory: memoryTypes.MemoryServiceClient;
     conversation: conversationTypes.ConversationServiceClient;
     usage: usageTypes.UsageServiceClient;
+    audit: auditTypes.AuditServiceClient;
   };
   close(): void;
 }
 
 const same = (buffer: Buffer) => buffer;
 const STREAMING = new Set(
-  [memoryTypes.MemoryServiceService, conversationTypes.ConversationServiceService, usageTypes.UsageServiceService]
+  [
+    memoryTypes.MemoryServiceService,
+    conversationTypes.ConversationServiceService,
+    usageTypes.UsageServiceService,
+    auditTypes.AuditServiceService,
+  ]
     .flatMap((definition) => Object.values(definition))
     .filter((method) => method.requestStream || method.responseStream)
     .map((method) => method.path as string),

@@ -1,4 +1,4 @@
-import { createCipheriv, createDecipheriv, createHash, randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 
 /** One of the service's own keys: a line of the key file, `id:base64` of 32 bytes, and the time from when on it seals. */
@@ -15,6 +15,12 @@ export interface Keyring {
   seal(context: string[], text: string): string;
   /** What was sealed, or undefined if it was not sealed here for this context. */
   open(context: string[], sealed: string): string | undefined;
+  /** A signature of `text`, bound to `context`, that only who has the key file can make. URL-safe. */
+  sign(context: string[], text: string): string;
+  /** Whether it is a signature of this text in this context, by a key that is still there. */
+  verifies(context: string[], text: string, signature: string): boolean;
+  /** Which key a signature names: the newest, an older one, or one that is not there any more (or never was). */
+  signer(signature: string): 'newest' | 'older' | 'gone';
 }
 
 const LINE = /^([a-z0-9]{1,16}):([A-Za-z0-9+/]{43}=)(?: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?$/;
@@ -55,6 +61,14 @@ export async function readKeyring(file: string): Promise<Keyring> {
 /** A keyring of the keys that there are at each use. */
 export function keyringOf(keys: () => Key[]): Keyring {
   const bind = (context: string[]) => createHash('sha256').update(JSON.stringify(context)).digest();
+  // A key of its own: what seals does not sign as well.
+  const signed = (key: Buffer, context: string[], text: string) => {
+    const own = createHmac('sha256', key).update('memoryd signature').digest();
+    return createHmac('sha256', own)
+      .update(JSON.stringify([context, text]))
+      .digest('base64url');
+  };
+  const keyOf = (text: string) => keys().find(({ id }) => text.startsWith(`${id}.`));
   return {
     seal(context, text) {
       const { id, key } = sealingKey(keys());
@@ -76,6 +90,20 @@ export function keyringOf(keys: () => Key[]): Keyring {
       } catch {
         return undefined;
       }
+    },
+    sign(context, text) {
+      const { id, key } = sealingKey(keys());
+      return `${id}.${signed(key, context, text)}`;
+    },
+    verifies(context, text, signature) {
+      const key = keyOf(signature);
+      if (!key) return false;
+      const [given, right] = [signature, `${key.id}.${signed(key.key, context, text)}`].map((one) => Buffer.from(one));
+      return given!.length === right!.length && timingSafeEqual(given!, right!);
+    },
+    signer(signature) {
+      const key = keyOf(signature);
+      return key ? (key.id === sealingKey(keys()).id ? 'newest' : 'older') : 'gone';
     },
   };
 }

@@ -15,7 +15,7 @@ const ROLES = `
 do $$
 declare r text;
 begin
-  foreach r in array array['memoryd_app login noinherit', 'memoryd_jobs login', 'memoryd_search nologin'] loop
+  foreach r in array array['memoryd_app login noinherit', 'memoryd_jobs login', 'memoryd_search nologin', 'memoryd_audit nologin'] loop
     begin
       execute 'create role ' || r;
     exception when duplicate_object or unique_violation then null;

@@ -53,13 +53,22 @@ export interface TenantTx extends TenantDb, FinalTx {
   readonly step: TenantTx;
 }
 
+/** How a transaction differs from others. */
+export interface Modes {
+  /** Bounds each wait for a lock. */
+  lockMs?: number;
+  /** Only reads, and all statements see the same. */
+  snapshot?: boolean;
+}
+
 const SLUG = /^[a-z0-9-]{0,63}$/;
 
 // Literal SET LOCAL, as Citus carries it to the shards. Slugs need no quoting; anything else never gets here.
-function prologue({ tenant, env }: TenantScope, timeoutMs: number, lockMs: number | undefined): string {
+function prologue({ tenant, env }: TenantScope, timeoutMs: number, { lockMs, snapshot }: Modes): string {
   if (!SLUG.test(tenant) || !SLUG.test(env)) throw new Error('the scope is not made of slugs');
   const locks = lockMs === undefined ? '' : `; set local lock_timeout = ${lockMs}`;
-  return `begin; set local app.tenant_id = '${tenant}'; set local app.env = '${env}'; set local statement_timeout = ${timeoutMs}${locks}`;
+  const mode = snapshot ? ' isolation level repeatable read, read only' : '';
+  return `begin${mode}; set local app.tenant_id = '${tenant}'; set local app.env = '${env}'; set local statement_timeout = ${timeoutMs}${locks}`;
 }
 
 const BEGUN = /^BEGIN(,SET){3,4}$/;
@@ -79,12 +88,12 @@ export function leading(statement: Statement<unknown>, scope: Scope, stamp: Stam
 /**
  * Runs one transaction on a connection of the pool. It resolves only if every reply came and COMMIT answered COMMIT: a
  * prologue that fails would let the statement run outside of any transaction, and a transaction that failed answers COMMIT
- * with ROLLBACK, without an error. `lockMs` bounds each wait for a lock.
+ * with ROLLBACK, without an error.
  */
 export async function exchanging<T>(
   database: Database,
   scope: TenantScope,
-  limits: Limits & { lockMs?: number },
+  limits: Limits & Modes,
   work: (send: Send) => Promise<T>,
 ): Promise<T> {
   const client = await database.acquire(limits);
@@ -92,7 +101,7 @@ export async function exchanging<T>(
 
   async function send(units: Unit<any>[], last: boolean): Promise<void> {
     const left = Math.max(1, limits.deadline - Date.now());
-    const begin = state === 'new' ? new Command(prologue(scope, left, limits.lockMs)) : undefined;
+    const begin = state === 'new' ? new Command(prologue(scope, left, limits)) : undefined;
     const commit = last ? new Command('commit') : undefined;
     state = last ? 'done' : 'open';
     const parts = [begin, ...units, commit].filter((part) => part !== undefined);
@@ -147,7 +156,7 @@ export const transactionOnce = <T>(
   database: Database,
   scope: Scope,
   stamp: Stamp | undefined,
-  limits: Limits,
+  limits: Limits & Modes,
   work: (tx: TenantTx) => Promise<T>,
 ): Promise<T> =>
   exchanging(database, scope, limits, (exchange) => {
@@ -266,7 +275,7 @@ export const transaction = <T>(
   database: Database,
   scope: Scope,
   stamp: Stamp | undefined,
-  limits: Limits,
+  limits: Limits & Modes,
   retry: Retry<T>,
   work: (tx: TenantTx) => Promise<T>,
 ): Promise<T> => retried(limits, retry, () => transactionOnce(database, scope, stamp, limits, work));

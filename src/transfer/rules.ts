@@ -8,6 +8,8 @@ export const LEFT_OUT: Record<string, string> = {
   requests: 'answers to retries of this place, partly sealed with its keys, and gone after a day',
   expiry_stats: 'what the sweeps of this place have done',
   reading_rounds: 'how far this place was searched for messages that nobody had read',
+  audit_blocks:
+    'the chain of the events of this place: those that arrive are new ones there, and become part of its chain',
   dropped_threads: 'what the sweep has still to remove here, which an export leaves out',
 };
 

@@ -2,7 +2,7 @@ import type { Changes } from '../db/changes.ts';
 import { Interrupted } from '../db/failure.ts';
 import type { Database } from '../db/pool.ts';
 import { reader, type Scope, type TenantDb } from '../db/transaction.ts';
-import { type Known, movedOf, type SubjectKind } from './repository.ts';
+import { type Known, movedOf, SUBJECT_KINDS, type SubjectKind } from './repository.ts';
 
 /** How often a tenant is asked for news: soon after the last ones, and ever more rarely while there are none. */
 const BUSY_MS = 100;
@@ -14,7 +14,7 @@ const POLLS_PER_SECOND = 500;
 const BATCH = 2000;
 const READ_MS = 10_000;
 
-/** A thread or session that somebody watches. */
+/** A thread, a session or a trail of events that somebody watches. */
 interface Subject extends Known {
   kind: SubjectKind;
   group: Group;
@@ -24,7 +24,7 @@ interface Subject extends Known {
   /** What wakes who waits, and the revision that each has seen. */
   waiting: Map<() => void, number>;
   /** Reads under way, by position: watchers of the same position share one. */
-  reads: Map<number, Promise<unknown>>;
+  reads: Map<number | string, Promise<unknown>>;
 }
 
 /** The subjects of a tenant and env, by user and by kind and id. */
@@ -37,7 +37,7 @@ interface Group {
 
 export interface Watch {
   /** Reads what comes after a position, once for all watches of the subject that are there. */
-  read<Page>(after: number, read: (db: TenantDb) => Promise<Page>): Promise<Page>;
+  read<Page>(after: number | string, read: (db: TenantDb) => Promise<Page>): Promise<Page>;
   /** That a revision was seen. */
   saw(revision: number): void;
   /** Resolves to true when there may be news since the last read began, to false after so many milliseconds without. */
@@ -59,8 +59,10 @@ export function watches(database: Database, changes: Changes): Watches {
   const groups = new Map<string, Group>();
 
   changes.listen(({ tenant, env, user }) => {
-    const subjects = groups.get(groupKey(tenant, env))?.users.get(user);
-    if (subjects) for (const subject of subjects.values()) wake(subject);
+    const users = groups.get(groupKey(tenant, env))?.users;
+    if (!users) return;
+    // What is nobody's own, the trail of events, is moved by everybody.
+    for (const whose of new Set([user, ''])) for (const subject of users.get(whose)?.values() ?? []) wake(subject);
   });
 
   function schedule(group: Group): void {
@@ -73,7 +75,7 @@ export function watches(database: Database, changes: Changes): Watches {
     const db = reader(database, group.scope, { deadline: Date.now() + READ_MS });
     let moved = 0;
     try {
-      for (const kind of ['thread', 'session'] as const) {
+      for (const kind of SUBJECT_KINDS) {
         const subjects = subjectsOf(group).filter((subject) => subject.kind === kind);
         for (let from = 0; from < subjects.length; from += BATCH) {
           for (const subject of await movedOf(db, kind, subjects.slice(from, from + BATCH))) {

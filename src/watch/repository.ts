@@ -15,15 +15,24 @@ const MOVED_SESSIONS = pointRead<{ place: number }>(`
   left join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = w.user_id and s.id = w.session_id
   where s.id is null or s.revision > w.known or s.expire_time <= now()`);
 
-export type SubjectKind = 'thread' | 'session';
+// The audit trail of the tenant and env, with the tenant's own: whether something was committed since, that nothing older can
+// come before any more.
+const MOVED_TRAIL = pointRead<{ place: number }>(`
+  select w.place from unnest($4::text[], $5::text[], $6::bigint[]) with ordinality w (user_id, id, known, place)
+  where exists (
+    select from audit_events e
+    where e.tenant_id = $1 and e.env in ($2, '') and e.xid > w.known::text::xid8 and e.xid < pg_snapshot_xmin(pg_current_snapshot()))`);
+
+export const SUBJECT_KINDS = ['thread', 'session', 'trail'] as const;
+export type SubjectKind = (typeof SUBJECT_KINDS)[number];
 export interface Known {
   user: string;
   id: string;
-  /** The last revision that was seen. */
+  /** The last revision that was seen. Of a trail the number of a transaction. */
   revision: number;
 }
 
-const MOVED = { thread: MOVED_THREADS, session: MOVED_SESSIONS };
+const MOVED = { thread: MOVED_THREADS, session: MOVED_SESSIONS, trail: MOVED_TRAIL };
 
 /** Those of the subjects that have something new. */
 export async function movedOf<S extends Known>(db: TenantDb, kind: SubjectKind, subjects: S[]): Promise<S[]> {

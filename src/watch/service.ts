@@ -6,31 +6,12 @@ import { deleted, invalid, RpcError } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
 import { getSession } from '../sessions/repository.ts';
+import { bookmarks } from './bookmarks.ts';
 import { type Page, readFeed } from './feed.ts';
 import type { Watches } from './poller.ts';
 
-/** How long nothing happens before a watch says so. */
-const BOOKMARK_MS = 15_000;
-
 const ahead = (what: string, revision: number) =>
   invalid([{ field: 'after_revision', description: `ahead of the ${what}, which is at ${revision}` }]);
-
-/** When the next bookmark is due: at once when all that was stored has been told, then after a while without news. */
-function bookmarks() {
-  let due = 0;
-  return {
-    /** Something was told. */
-    told() {
-      if (due > 0) due = performance.now() + BOOKMARK_MS;
-    },
-    isDue() {
-      if (performance.now() < due) return false;
-      due = performance.now() + BOOKMARK_MS;
-      return true;
-    },
-    left: () => Math.max(0, due - performance.now()),
-  };
-}
 
 export const watchThreadHandlers = (
   watches: Watches,

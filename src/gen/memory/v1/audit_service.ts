@@ -11,7 +11,9 @@ import {
   type ChannelCredentials,
   Client,
   type ClientOptions,
+  type ClientReadableStream,
   type ClientUnaryCall,
+  type handleServerStreamingCall,
   type handleUnaryCall,
   makeGenericClientConstructor,
   type Metadata,
@@ -98,6 +100,12 @@ export interface ListAuditEventsRequest {
   pageSize: number;
   /** Optional. The `next_page_token` of the page before, with the same other fields. */
   pageToken: string;
+  /** Optional. Only what this caller did: a user, or a service that acted for users. At most 128 characters. */
+  actor: string;
+  /** Optional. Only events of the call with this trace id, at most 64 characters. */
+  traceId: string;
+  /** Optional. Only events of the call with this request_id, a UUID. */
+  callRequestId: string;
 }
 
 /** The response of ListAuditEvents. */
@@ -106,6 +114,49 @@ export interface ListAuditEventsResponse {
   events: AuditEvent[];
   /** Where the next page begins. Empty on the last one. */
   nextPageToken: string;
+}
+
+/** The request of WatchAuditEvents. */
+export interface WatchAuditEventsRequest {
+  /**
+   * Optional. The `resume_token` of a response of an earlier watch, with the same other fields but `from_now`: goes on after
+   * that response. It stays good as long as the key that made it, see `memoryd keys`.
+   */
+  resumeToken: string;
+  /**
+   * Optional. Without a `resume_token`: tells only what is committed from now on. The first response, which has no event,
+   * tells that the watch has begun.
+   */
+  fromNow: boolean;
+  /** Optional. Only events of this user. Members may name only themselves: `PERMISSION_DENIED` otherwise. */
+  userId: string;
+  /** Optional. Only this action, at most 64 characters. */
+  action: string;
+  /** Optional. Only events of this session, a UUID. */
+  sessionId: string;
+  /** Optional. Only events of this resource, as `sessions/0190…`, at most 300 characters. */
+  resource: string;
+  /** Optional. Only events with this outcome. */
+  outcome: AuditEvent_Outcome;
+  /** Optional. Only what this caller did: a user, or a service that acted for users. At most 128 characters. */
+  actor: string;
+  /** Optional. Only events of the call with this trace id, at most 64 characters. */
+  traceId: string;
+  /** Optional. Only events of the call with this request_id, a UUID. */
+  callRequestId: string;
+}
+
+/** A response of WatchAuditEvents. */
+export interface WatchAuditEventsResponse {
+  /**
+   * The event. Not set in a bookmark, which comes when all that was there has been told, and then every 15 seconds without
+   * an event.
+   */
+  event:
+    | AuditEvent
+    | undefined;
+  /** Where a later watch goes on after this response. Opaque: bound to the tenant, the env, the user and the other fields. */
+  resumeToken: string;
 }
 
 /** The request of RecordPrompt. */
@@ -407,6 +458,9 @@ function createBaseListAuditEventsRequest(): ListAuditEventsRequest {
     endTime: undefined,
     pageSize: 0,
     pageToken: "",
+    actor: "",
+    traceId: "",
+    callRequestId: "",
   };
 }
 
@@ -438,6 +492,15 @@ export const ListAuditEventsRequest: MessageFns<ListAuditEventsRequest> = {
     }
     if (message.pageToken !== "") {
       writer.uint32(74).string(message.pageToken);
+    }
+    if (message.actor !== "") {
+      writer.uint32(82).string(message.actor);
+    }
+    if (message.traceId !== "") {
+      writer.uint32(90).string(message.traceId);
+    }
+    if (message.callRequestId !== "") {
+      writer.uint32(98).string(message.callRequestId);
     }
     return writer;
   },
@@ -527,6 +590,30 @@ export const ListAuditEventsRequest: MessageFns<ListAuditEventsRequest> = {
             message.pageToken = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.actor = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.traceId = reader.string();
+            continue;
+          }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.callRequestId = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -557,6 +644,9 @@ export const ListAuditEventsRequest: MessageFns<ListAuditEventsRequest> = {
       : undefined;
     message.pageSize = object.pageSize ?? 0;
     message.pageToken = object.pageToken ?? "";
+    message.actor = object.actor ?? "";
+    message.traceId = object.traceId ?? "";
+    message.callRequestId = object.callRequestId ?? "";
     return message;
   },
 };
@@ -624,6 +714,249 @@ export const ListAuditEventsResponse: MessageFns<ListAuditEventsResponse> = {
     const message = createBaseListAuditEventsResponse();
     message.events = object.events?.map((e) => AuditEvent.fromPartial(e)) || [];
     message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseWatchAuditEventsRequest(): WatchAuditEventsRequest {
+  return {
+    resumeToken: "",
+    fromNow: false,
+    userId: "",
+    action: "",
+    sessionId: "",
+    resource: "",
+    outcome: 0,
+    actor: "",
+    traceId: "",
+    callRequestId: "",
+  };
+}
+
+export const WatchAuditEventsRequest: MessageFns<WatchAuditEventsRequest> = {
+  encode(message: WatchAuditEventsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.resumeToken !== "") {
+      writer.uint32(10).string(message.resumeToken);
+    }
+    if (message.fromNow !== false) {
+      writer.uint32(16).bool(message.fromNow);
+    }
+    if (message.userId !== "") {
+      writer.uint32(26).string(message.userId);
+    }
+    if (message.action !== "") {
+      writer.uint32(34).string(message.action);
+    }
+    if (message.sessionId !== "") {
+      writer.uint32(42).string(message.sessionId);
+    }
+    if (message.resource !== "") {
+      writer.uint32(50).string(message.resource);
+    }
+    if (message.outcome !== 0) {
+      writer.uint32(56).int32(message.outcome);
+    }
+    if (message.actor !== "") {
+      writer.uint32(66).string(message.actor);
+    }
+    if (message.traceId !== "") {
+      writer.uint32(74).string(message.traceId);
+    }
+    if (message.callRequestId !== "") {
+      writer.uint32(82).string(message.callRequestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchAuditEventsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchAuditEventsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.resumeToken = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.fromNow = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.userId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.action = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.sessionId = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.resource = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.outcome = reader.int32() as any;
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.actor = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.traceId = reader.string();
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.callRequestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<WatchAuditEventsRequest>, I>>(base?: I): WatchAuditEventsRequest {
+    return WatchAuditEventsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchAuditEventsRequest>, I>>(object: I): WatchAuditEventsRequest {
+    const message = createBaseWatchAuditEventsRequest();
+    message.resumeToken = object.resumeToken ?? "";
+    message.fromNow = object.fromNow ?? false;
+    message.userId = object.userId ?? "";
+    message.action = object.action ?? "";
+    message.sessionId = object.sessionId ?? "";
+    message.resource = object.resource ?? "";
+    message.outcome = object.outcome ?? 0;
+    message.actor = object.actor ?? "";
+    message.traceId = object.traceId ?? "";
+    message.callRequestId = object.callRequestId ?? "";
+    return message;
+  },
+};
+
+function createBaseWatchAuditEventsResponse(): WatchAuditEventsResponse {
+  return { event: undefined, resumeToken: "" };
+}
+
+export const WatchAuditEventsResponse: MessageFns<WatchAuditEventsResponse> = {
+  encode(message: WatchAuditEventsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.event !== undefined) {
+      AuditEvent.encode(message.event, writer.uint32(10).fork()).join();
+    }
+    if (message.resumeToken !== "") {
+      writer.uint32(18).string(message.resumeToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchAuditEventsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchAuditEventsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.event = AuditEvent.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.resumeToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<WatchAuditEventsResponse>, I>>(base?: I): WatchAuditEventsResponse {
+    return WatchAuditEventsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchAuditEventsResponse>, I>>(object: I): WatchAuditEventsResponse {
+    const message = createBaseWatchAuditEventsResponse();
+    message.event = (object.event !== undefined && object.event !== null)
+      ? AuditEvent.fromPartial(object.event)
+      : undefined;
+    message.resumeToken = object.resumeToken ?? "";
     return message;
   },
 };
@@ -1304,6 +1637,25 @@ export const AuditServiceDefinition = {
       responseStream: false,
       options: {},
     },
+    /**
+     * Tells the same events as they are committed: from the first one on, from where an earlier watch ended, or only those to
+     * come. None is skipped and none is told twice, however late its transaction commits: an event is told once every
+     * transaction that began before its own is over, which is why it may come a little after its change was acknowledged. One
+     * transaction's events come together, and else by when the transactions began. What retention has removed, or an erasure
+     * changed, before it is told is told as it is then.
+     *
+     * The stream goes on until the client ends it, the server drains (`UNAVAILABLE`), it has been open for as long as streams
+     * may be (`UNAVAILABLE`), the client reads too slowly (`RESOURCE_EXHAUSTED`), or the caller may not see the events any more
+     * (`PERMISSION_DENIED`). Open it again with the last `resume_token`.
+     */
+    watchAuditEvents: {
+      name: "WatchAuditEvents",
+      requestType: WatchAuditEventsRequest as typeof WatchAuditEventsRequest,
+      requestStream: false,
+      responseType: WatchAuditEventsResponse as typeof WatchAuditEventsResponse,
+      responseStream: true,
+      options: {},
+    },
     /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
     recordPrompt: {
       name: "RecordPrompt",
@@ -1367,6 +1719,28 @@ export const AuditServiceService = {
       Buffer.from(ListAuditEventsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListAuditEventsResponse => ListAuditEventsResponse.decode(value),
   },
+  /**
+   * Tells the same events as they are committed: from the first one on, from where an earlier watch ended, or only those to
+   * come. None is skipped and none is told twice, however late its transaction commits: an event is told once every
+   * transaction that began before its own is over, which is why it may come a little after its change was acknowledged. One
+   * transaction's events come together, and else by when the transactions began. What retention has removed, or an erasure
+   * changed, before it is told is told as it is then.
+   *
+   * The stream goes on until the client ends it, the server drains (`UNAVAILABLE`), it has been open for as long as streams
+   * may be (`UNAVAILABLE`), the client reads too slowly (`RESOURCE_EXHAUSTED`), or the caller may not see the events any more
+   * (`PERMISSION_DENIED`). Open it again with the last `resume_token`.
+   */
+  watchAuditEvents: {
+    path: "/memory.v1.AuditService/WatchAuditEvents" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: WatchAuditEventsRequest): Buffer =>
+      Buffer.from(WatchAuditEventsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): WatchAuditEventsRequest => WatchAuditEventsRequest.decode(value),
+    responseSerialize: (value: WatchAuditEventsResponse): Buffer =>
+      Buffer.from(WatchAuditEventsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): WatchAuditEventsResponse => WatchAuditEventsResponse.decode(value),
+  },
   /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
   recordPrompt: {
     path: "/memory.v1.AuditService/RecordPrompt" as const,
@@ -1419,6 +1793,18 @@ export interface AuditServiceServer extends UntypedServiceImplementation {
    * changes of the tenant itself.
    */
   listAuditEvents: handleUnaryCall<ListAuditEventsRequest, ListAuditEventsResponse>;
+  /**
+   * Tells the same events as they are committed: from the first one on, from where an earlier watch ended, or only those to
+   * come. None is skipped and none is told twice, however late its transaction commits: an event is told once every
+   * transaction that began before its own is over, which is why it may come a little after its change was acknowledged. One
+   * transaction's events come together, and else by when the transactions began. What retention has removed, or an erasure
+   * changed, before it is told is told as it is then.
+   *
+   * The stream goes on until the client ends it, the server drains (`UNAVAILABLE`), it has been open for as long as streams
+   * may be (`UNAVAILABLE`), the client reads too slowly (`RESOURCE_EXHAUSTED`), or the caller may not see the events any more
+   * (`PERMISSION_DENIED`). Open it again with the last `resume_token`.
+   */
+  watchAuditEvents: handleServerStreamingCall<WatchAuditEventsRequest, WatchAuditEventsResponse>;
   /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
   recordPrompt: handleUnaryCall<RecordPromptRequest, RecordPromptResponse>;
   /** Records a call of a tool in a live session. CommitTurn records those of its turn itself. */
@@ -1449,6 +1835,26 @@ export interface AuditServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListAuditEventsResponse) => void,
   ): ClientUnaryCall;
+  /**
+   * Tells the same events as they are committed: from the first one on, from where an earlier watch ended, or only those to
+   * come. None is skipped and none is told twice, however late its transaction commits: an event is told once every
+   * transaction that began before its own is over, which is why it may come a little after its change was acknowledged. One
+   * transaction's events come together, and else by when the transactions began. What retention has removed, or an erasure
+   * changed, before it is told is told as it is then.
+   *
+   * The stream goes on until the client ends it, the server drains (`UNAVAILABLE`), it has been open for as long as streams
+   * may be (`UNAVAILABLE`), the client reads too slowly (`RESOURCE_EXHAUSTED`), or the caller may not see the events any more
+   * (`PERMISSION_DENIED`). Open it again with the last `resume_token`.
+   */
+  watchAuditEvents(
+    request: WatchAuditEventsRequest,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<WatchAuditEventsResponse>;
+  watchAuditEvents(
+    request: WatchAuditEventsRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<WatchAuditEventsResponse>;
   /** Records a prompt that was used in a live session. CommitTurn records those of its turn itself. */
   recordPrompt(
     request: RecordPromptRequest,

@@ -1,0 +1,71 @@
+import type { ChainedEvent } from './chain.ts';
+
+// What is left of an event when a person is erased: the pseudonym, what was done, when, with which figures, and to which
+// resource if it is one that members share. Ids by which the person could be found in what callers have logged are gone.
+
+/** A person as events name them, and what they are to be called. */
+export interface Erased {
+  user: string;
+  pseudonym: string;
+}
+
+/** The personal columns of an event, as `erase_from_audit` takes them. */
+export interface Redacted {
+  id: string;
+  user_id: string;
+  actor: string;
+  resource: string;
+  session_id: string | null;
+  request_id: string | null;
+  trace_id: string;
+  metadata: unknown;
+}
+
+/** Kinds of resources that are nobody's own: of these only the person's name goes. */
+const SHARED = /^(projects|tenants|members|budgets|handoffs)\//;
+const DENIED = '2';
+
+export function redacted(event: ChainedEvent, erased: Erased): Redacted {
+  const { id, resource, sessionId, requestId, traceId } = event;
+  const metadata = event.metadata === null ? null : JSON.parse(event.metadata);
+  const renamed = {
+    id,
+    user_id: event.userId,
+    actor: event.actor === erased.user ? erased.pseudonym : event.actor,
+    resource: renamedPath(resource, erased),
+    session_id: sessionId,
+    request_id: requestId,
+    trace_id: traceId,
+    metadata: renamedIn(metadata, erased),
+  };
+  if (event.userId !== erased.user) return renamed;
+  const kind = resource.split('/', 1)[0];
+  return {
+    ...renamed,
+    user_id: erased.pseudonym,
+    resource: SHARED.test(resource) || event.outcome === DENIED ? renamed.resource : `${kind}/${erased.pseudonym}`,
+    session_id: null,
+    request_id: null,
+    trace_id: '',
+    metadata: figuresOf(metadata),
+  };
+}
+
+// Users choose their ids, which may hold slashes themselves.
+const renamedPath = (path: string, { user, pseudonym }: Erased): string =>
+  `/${path}/`.replaceAll(`/${user}/`, `/${pseudonym}/`).slice(1, -1);
+
+function renamedIn(value: unknown, erased: Erased): unknown {
+  const named = (text: string) => (text === erased.user ? erased.pseudonym : text);
+  if (typeof value === 'string') return named(value);
+  if (Array.isArray(value)) return value.map((element) => renamedIn(element, erased));
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [named(key), renamedIn(inner, erased)]));
+}
+
+/** Counts and the like, and why something was refused, which are words of ours. */
+function figuresOf(metadata: unknown): unknown {
+  if (typeof metadata !== 'object' || metadata === null) return null;
+  const ours = ([key, value]: [string, unknown]) => ['number', 'boolean'].includes(typeof value) || key === 'reason';
+  return Object.fromEntries(Object.entries(metadata).filter(ours));
+}

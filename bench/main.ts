@@ -10,6 +10,7 @@ import { drawing } from './plot.ts';
 import { type Bar, barOf, barTable, roundedRow, table } from './report.ts';
 import { type Contestant, runGroup } from './rounds.ts';
 import { measureDev, measureServe } from './startup.ts';
+import { measureSweep } from './sweep.ts';
 import { type Database, makeDatabase, makeWorld, type World } from './world.ts';
 
 const QUICK = { rounds: 3, barRounds: 9, ms: 300, starts: 3 };
@@ -26,6 +27,8 @@ const USUAL = {
 };
 /** Threads that are watched while nothing happens. */
 const IDLE_WATCHES = 5000;
+/** Tenants that are swept while nothing of theirs is due. */
+const SWEPT = 10_000;
 const FULL = { large: 1_000_000, calls: 1_000_000, threads: [...USUAL.threads, { size: 1_000_000, workers: 1 }] };
 
 interface Options {
@@ -83,6 +86,9 @@ async function bench({ quick, full, peers, json, svg, profile }: Options): Promi
     progress(`${IDLE_WATCHES.toLocaleString('en')} idle watches`);
     const idle = await measureIdleWatches(world, database, IDLE_WATCHES);
     bars.push(...(await startBars(world, database, effort.starts)));
+    progress(`a sweep of ${SWEPT.toLocaleString('en')} tenants`);
+    const sweepMs = await measureSweep(database, SWEPT, effort.starts);
+    bars.push(barOf(`sweep of ${SWEPT.toLocaleString('en')} tenants ms`, sweepMs, 'at most', 1000));
 
     console.log(`${table(rows)}\n\n${idleLine(idle)}\n\n${barTable(bars)}`);
     if (json) await writeFile(json, `${JSON.stringify({ bars, rows: rows.map(roundedRow), idle }, null, 2)}\n`);

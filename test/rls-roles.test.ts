@@ -93,7 +93,7 @@ describe('database roles', () => {
     }
   });
 
-  it('shows memoryd_jobs the directory, its jobs, where streams are and which uploads are due, and nothing else of a tenant', async () => {
+  it('shows memoryd_jobs the directory, its jobs, and of tenants where something is due and when, and nothing else', async () => {
     const rights = await runSql(
       ownerUrl(),
       `select c.oid::regclass::text as name, p.privilege from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (privilege)
@@ -116,8 +116,18 @@ describe('database roles', () => {
       [protectedTables],
     );
     const shown = {
+      bundles: ['env', 'expire_time', 'tenant_id'],
+      dropped_threads: ['env', 'tenant_id'],
+      email_matches: ['env', 'tenant_id'],
+      handoffs: ['ack_time', 'env', 'tenant_id'],
+      memories: ['delete_time', 'env', 'expire_time', 'tenant_id'],
       message_streams: ['env', 'expire_time', 'tenant_id'],
+      profile_merges: ['create_time', 'env', 'tenant_id'],
+      requests: ['create_time', 'env', 'tenant_id'],
+      session_keys: ['env', 'expire_time', 'tenant_id'],
+      sessions: ['delete_time', 'env', 'expire_time', 'tenant_id'],
       snapshots: ['due_time', 'env', 'tenant_id', 'upload_state'],
+      threads: ['delete_time', 'env', 'tenant_id'],
     };
     const named = Object.entries(shown).flatMap(([table, names]) =>
       names.map((name) => ({ name: `${table}.${name}` })),

@@ -188,6 +188,38 @@ describe('the sweep', () => {
     });
   });
 
+  const LONG_AGO = `now() - interval '31 days'`;
+  const ALONE: [what: string, kind: string, sql: string][] = [
+    ['bundles', 'bundles', 'update bundles set expire_time = now()'],
+    [
+      'matches',
+      'email_matches',
+      `insert into email_matches values ($1, 'dev', gen_random_uuid(), 'a@example.com', now())`,
+    ],
+    ['hand-offs', 'handoffs', `update handoffs set ack_time = ${LONG_AGO}`],
+    ['memories', 'memories', 'update memories set expire_time = now()'],
+    [
+      'merges',
+      'merges',
+      `insert into profile_merges (tenant_id, env, id, from_user_id, into_user_id, create_time)
+       values ($1, 'dev', gen_random_uuid(), 'a', 'b', ${LONG_AGO})`,
+    ],
+    ['requests', 'requests', `update requests set create_time = ${LONG_AGO}`],
+    ['session keys', 'session_keys', 'update session_keys set expire_time = now()'],
+    ['sessions', 'sessions', 'update sessions set expire_time = now()'],
+    ['deleted memories', 'tombstones', `update memories set delete_time = ${LONG_AGO}`],
+    ['deleted sessions', 'tombstones', `update sessions set delete_time = ${LONG_AGO}`],
+    ['deleted threads', 'tombstones', `update threads set delete_time = ${LONG_AGO} where thread_id = 'due-target'`],
+  ];
+  for (const [what, kind, change] of ALONE) {
+    it(`finds a tenant in which nothing but ${what} are due`, async () => {
+      await plant('due');
+      await sql(change, change.includes('$1') ? [tenant] : []);
+      await sweepAll();
+      expect(await swept()).to.deep.equal({ [kind]: 1 });
+    });
+  }
+
   it('forgets deleted sessions after 30 days', async () => {
     const { sessionId } = await plant('gone');
     await client.memory.deleteSession({ sessionId });

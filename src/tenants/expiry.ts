@@ -5,7 +5,7 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ExpiryStats } from '../gen/memory/v1/admin_service.ts';
 import { UNMATCHED } from '../profiles/email-matches.ts';
 import { dueMessages } from '../threads/retention.ts';
-import { everyPlace } from './places.ts';
+import { duePlaces } from './places.ts';
 import { RETAINED, retain } from './retention.ts';
 import { BATCH, type Count, dueRows, type Kind, removal } from './sweeping.ts';
 
@@ -22,13 +22,20 @@ const UNDO_DAYS = 30;
 const OF_DROPPED =
   'thread_uid in (select thread_uid from dropped_threads d where d.tenant_id = $1 and d.env = $2 order by drop_time limit 10)';
 
+const DROPPED = { due: OF_DROPPED, hint: { table: 'dropped_threads', due: 'true' } };
+
 /** Each kind of thing that goes by itself: its table, and which of its rows are due. */
 const KINDS: Kind[] = [
   { kind: 'bundles', table: 'bundles', due: 'expire_time <= now()' },
-  { kind: 'email_matches', table: 'email_matches', due: UNMATCHED },
+  {
+    kind: 'email_matches',
+    table: 'email_matches',
+    due: UNMATCHED,
+    hint: { table: 'email_matches', due: 'true' },
+  },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },
   { kind: 'memories', table: 'memories', due: 'expire_time <= now() and delete_time is null' },
-  { kind: 'messages', table: 'messages', due: OF_DROPPED },
+  { kind: 'messages', table: 'messages', ...DROPPED },
   { kind: 'merges', table: 'profile_merges', due: `create_time <= now() - interval '${UNDO_DAYS} days'` },
   { kind: 'requests', table: 'requests', due: `create_time <= now() - interval '24 hours'` },
   { kind: 'session_keys', table: 'session_keys', due: 'expire_time <= now()' },
@@ -38,8 +45,8 @@ const KINDS: Kind[] = [
     due: 'expire_time <= now() and delete_time is null',
     batch: SESSION_BATCH,
   },
-  { kind: 'messages', table: 'thread_events', due: OF_DROPPED },
-  { kind: 'messages', table: 'thread_readings', due: OF_DROPPED },
+  { kind: 'messages', table: 'thread_events', ...DROPPED },
+  { kind: 'messages', table: 'thread_readings', ...DROPPED },
   { kind: 'tombstones', table: 'memories', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'sessions', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
   { kind: 'tombstones', table: 'threads', due: `delete_time <= now() - interval '${TOMBSTONE_DAYS} days'` },
@@ -57,13 +64,15 @@ const SWEEP = removal(
   ),`,
 );
 
+const everyDuePlace = duePlaces(KINDS);
+
 /** Removes what has expired, or is older than its tenant keeps it, of all tenants, in batches. Resolves to the counts by kind. */
 export async function sweep(database: Database, signal?: AbortSignal): Promise<Map<string, number>> {
   const total = new Map<string, number>();
   const count = (counts: Count[]) => {
     for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
   };
-  await everyPlace(database, signal, async (scope) => {
+  await everyDuePlace(database, signal, async (scope) => {
     for (let more = true; more; ) {
       signal?.throwIfAborted();
       const limits = { deadline: Date.now() + 60_000, signal };

@@ -1,25 +1,66 @@
 import type { Database } from '../db/pool.ts';
 import { query } from '../db/statement.ts';
-import { type Scope, transaction } from '../db/transaction.ts';
+import { type Scope, type TenantTx, together, transaction } from '../db/transaction.ts';
+import type { Kind } from './sweeping.ts';
 
-const TENANTS = query<{ tenantId: string; envs: string[] }>(
+/** A tenant, and those of its envs that are to be visited. */
+interface Places {
+  tenantId: string;
+  envs: string[];
+}
+
+const TENANTS = query<Places>(
   `select tenant_id, envs from tenants
-   where tenant_id > $4 and ($5::text is null or policies -> $5 <> '{}') order by tenant_id limit 1000`,
+   where tenant_id > $4 and ($5::text[] is null or policies #> $5 <> '{}') order by tenant_id limit 1000`,
 );
 
 const DIRECTORY: Scope = { tenant: '', env: '', user: '' };
 
-/** Visits each env of each tenant, one after the other; if a policy is named, of the tenants that have it. */
-export async function everyPlace(
+/** Visits each env of each tenant, one after the other; with the path of a policy of those tenants that have it. */
+export const everyPlace = (
   database: Database,
   signal: AbortSignal | undefined,
   visit: (scope: Scope) => Promise<void>,
-  policy?: 'retention',
+  policy?: string[],
+): Promise<void> => walk(database, signal, visit, (tx, after) => tx.final(TENANTS, [after, policy]));
+
+// The role that sees where work is due, of all tenants, and no content.
+const AS_JOBS = query(`select set_config('role', 'memoryd_jobs', true)`);
+
+/**
+ * The places where rows of these kinds may be due, a thousand tenants at a time: a look into the index of each kind costs some
+ * microseconds, a visit half a millisecond. `limit` keeps the planner from reading whole tables to hash them.
+ */
+const due = (kinds: Kind[]) => {
+  const looks = kinds.map(({ table, due, hint = { table, due } }) => {
+    const where = ` and ${hint.due}`.replaceAll('$1', 'tenants.tenant_id').replaceAll('$2', 'place.env');
+    return `(select true from ${hint.table} where tenant_id = tenants.tenant_id and env = place.env${where} limit 1)`;
+  });
+  return query<Places>(`
+    select tenant_id, array(select env from unnest(envs) as place (env) where coalesce(${[...new Set(looks)].join(', ')}, false)) as envs
+    from tenants where tenant_id > $4 order by tenant_id limit 1000`);
+};
+
+/** Visits the places where rows of these kinds may be due, one after the other. */
+export function duePlaces(kinds: Kind[]) {
+  const statement = due(kinds);
+  return (database: Database, signal: AbortSignal | undefined, visit: (scope: Scope) => Promise<void>): Promise<void> =>
+    walk(database, signal, visit, async (tx, after) => {
+      const [, places] = await together([tx.query(AS_JOBS), tx.final(statement, [after])]);
+      return places;
+    });
+}
+
+async function walk(
+  database: Database,
+  signal: AbortSignal | undefined,
+  visit: (scope: Scope) => Promise<void>,
+  next: (tx: TenantTx, after: string) => Promise<Places[]>,
 ): Promise<void> {
   for (let after = ''; ; ) {
     const limits = { deadline: Date.now() + 60_000, signal };
     const tenants = await transaction(database, DIRECTORY, undefined, limits, { repeatable: true }, (tx) =>
-      tx.final(TENANTS, [after, policy]),
+      next(tx, after),
     );
     if (tenants.length === 0) return;
     for (const { tenantId, envs } of tenants) for (const env of envs) await visit({ tenant: tenantId, env, user: '' });

@@ -58,6 +58,6 @@ export async function retain(
       const n = await retainMessages(database, scope, signal);
       if (n > 0) count([{ kind: 'retention_messages', n }]);
     },
-    'retention',
+    ['retention'],
   );
 }

@@ -10,6 +10,8 @@ export interface Kind {
   /** The order in which they go: where an index has it, what is due is found there, however little the planner knows of it. */
   order?: string;
   batch?: number;
+  /** Where it is seen that rows may be due, by who sees no content: by default as they are found. */
+  hint?: { table: string; due: string };
 }
 
 export interface Count {

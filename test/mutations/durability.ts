@@ -207,4 +207,11 @@ export const DURABILITY: Mutant[] = [
     `{ kind: 'bundles', table: 'bundles', due: 'expire_time is not null' }`,
     'sweep',
   ),
+  mutant(
+    'the sweep passes over a tenant in which only a thread was deleted',
+    'src/tenants/expiry.ts',
+    `hint: { table: 'dropped_threads', due: 'true' }`,
+    `hint: { table: 'dropped_threads', due: 'false' }`,
+    'sweep',
+  ),
 ];

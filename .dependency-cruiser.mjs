@@ -1,7 +1,7 @@
 // Who may import whom: main → cli → server → features → rpc, db → wire, gen. A feature may use another's repository,
 // never its service.
 const FEATURES =
-  'sessions|bundles|threads|turns|contexts|tokens|memories|search|projects|inputs|drafts|artifacts|usage|profiles|audit|tenants';
+  'sessions|bundles|threads|turns|contexts|tokens|memories|search|projects|inputs|drafts|artifacts|usage|profiles|audit|quotas|tenants';
 
 export default {
   forbidden: [

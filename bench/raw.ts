@@ -44,7 +44,12 @@ async function some(rows: Promise<unknown[]>): Promise<unknown> {
   return rows;
 }
 
-const appendOf = (threadId: string) => ({ ...appendMessages(threadId), sessionId: '', tokenCounts: [110] });
+const appendOf = (threadId: string) => ({
+  ...appendMessages(threadId),
+  sessionId: '',
+  tokenCounts: [110],
+  messageLimit: undefined,
+});
 
 /** A statement with all its values, as it could be run by others. */
 export interface Bound {
@@ -77,7 +82,8 @@ function captured(begin: (db: TenantTx) => Promise<unknown>): [Statement<any>, V
 function upsertOf(id: string): Parameters<typeof upsertSession>[1] {
   const { state, metadata } = touchSession(id).session!;
   const change = { state, metadata, replace: [] };
-  return { id, surfaceId: '', projectId: '', threadId: '', change, expiry: {}, anonymous: false, revokeKeys: false };
+  const found = { id, surfaceId: '', projectId: '', threadId: '' };
+  return { ...found, change, expiry: {}, anonymous: false, revokeKeys: false, sessionLimit: undefined };
 }
 
 const newStamp = (user: string): Stamp => ({

@@ -4,6 +4,7 @@ import { document } from './document.ts';
 import { live } from './live.ts';
 import { memories } from './memories.ts';
 import { person } from './person.ts';
+import { quotas } from './quotas.ts';
 import { retention } from './retention.ts';
 import { Surprise, same } from './surprise.ts';
 
@@ -185,6 +186,8 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   await document({ projectId: `smoke-${run}`, ok, refused, told, say });
 
   await retention({ tenantId: 'acme', admin: OWNER, ok, say });
+  const stage = { ok, refused, told, say };
+  await quotas({ tenantId: 'globex', member: OUTSIDER, threadId: `smoke-${run}-quota`, ...stage });
 
   const foreign = await refused('NOT_FOUND', 'NOT_FOUND', `${MEMORY}/GetSession`, itself, OUTSIDER);
   say('GetSession', `as outsider of globex: ${told(foreign)}`);

@@ -25,6 +25,7 @@ import { mergeAccess, mergeHandlers } from './profiles/merge-service.ts';
 import { readAll, readSoon } from './profiles/readers.ts';
 import { profileHandlers } from './profiles/service.ts';
 import { projectHandlers } from './projects/service.ts';
+import { measureAll } from './quotas/measure.ts';
 import { implement } from './rpc/implement.ts';
 import { rederive } from './search/rederive.ts';
 import type { Background, Features } from './server.ts';
@@ -147,6 +148,7 @@ export const features: Features = {
       // Often, as what is not sealed can be changed unnoticed.
       { name: 'seal', everyMinutes: 1, run: (signal) => sealAll({ database, keyring: kernel.keyring }, signal) },
       { name: 'fold', everyMinutes, run: (signal) => foldAll(database, signal) },
+      { name: 'measure', everyMinutes: 1, run: (signal) => measureAll(database, signal) },
     ];
     const started = startJobs(url, jobs, log);
     running.push(

@@ -21,6 +21,7 @@ import { describe, observer } from './rpc/observe.ts';
 import { reflection } from './rpc/reflection.ts';
 import { openTracing, type Tracer } from './rpc/tracing.ts';
 import { createTransport } from './rpc/transport.ts';
+import { turnstile } from './rpc/turnstile.ts';
 
 /** What the features are made of. */
 export interface Deps {
@@ -172,9 +173,11 @@ function kernelOf(parts: KernelParts): Kernel {
     denials: denials(database, log),
     inFlight: calls,
     openStreams,
+    turnstile: turnstile({ calls, streams: openStreams }),
     changes: changes(),
     observe: observer(log, metrics, tracer),
     count: metrics.counted,
+    refused: metrics.refused,
     callMs: config.callTimeout,
     streamMs: config.maxConnectionAge,
   };

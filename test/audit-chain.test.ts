@@ -447,7 +447,7 @@ describe('the chain of the audit trail', () => {
       let transactions = 0;
       const acquire: typeof chaining.database.acquire = async (limits) => {
         if (++transactions > 2) throw new Error('killed');
-        return chaining.database.acquire(limits);
+        return chaining.database.acquire(limits, '');
       };
       const dying = { ...chaining, database: { ...chaining.database, acquire } };
       expect((await refused(pruneAudit(dying, scope, 30))).message).to.equal('killed');

@@ -177,7 +177,7 @@ describe('changes that commit together', () => {
     const failures = await Promise.all([failureOf(add('gone', { signal: gone })), add('there').then(() => undefined)]);
     expect(failures[0]).to.be.instanceOf(Interrupted);
     const impatient = open(appUrl(), 200);
-    const holding = await Promise.all(names(4).map(() => impatient.acquire({ deadline: Date.now() + 10_000 })));
+    const holding = await Promise.all(names(4).map(() => impatient.acquire({ deadline: Date.now() + 10_000 }, '')));
     for (const failure of await Promise.all(names(80).map((user) => failureOf(add(user, { via: impatient }))))) {
       expect(failure).to.be.instanceOf(PoolExhausted);
     }

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import { MIGRATIONS, migrate } from '../src/db/migrate.ts';
-import { allTables, as, DIRECTORY, REFUSED, refusal, tenantTables } from './fixtures/roles.ts';
+import { allTables, as, JOBS_SEE, REFUSED, refusal, tenantTables } from './fixtures/roles.ts';
 import { appUrl, newTenant, ownerUrl, runSql } from './support.ts';
 
 describe('database roles', () => {
@@ -99,7 +99,7 @@ describe('database roles', () => {
       `select c.oid::regclass::text as name, p.privilege from pg_class c, unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p (privilege)
        where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm') and has_table_privilege('memoryd_jobs', c.oid, p.privilege) order by 1, 2`,
     );
-    expect(rights).to.deep.equal(DIRECTORY.map((name) => ({ name, privilege: 'select' })));
+    expect(rights).to.deep.equal(JOBS_SEE.map((name) => ({ name, privilege: 'select' })));
     const schemas = await runSql(
       ownerUrl(),
       `select nspname::text as name from pg_namespace where nspowner = 'memoryd_jobs'::regrole`,

@@ -292,6 +292,17 @@ describe('memoryd', () => {
       1,
       `memoryd: tenant ${made} has no env nope, only dev, prod, qa\n`,
     ]);
+    expect(await run('quotas', made, '--max-sessions', '1000', '--max-calls-per-second', '50')).to.deep.equal([
+      0,
+      'max_sessions\t1000\nmax_messages_per_thread\tnone\nmax_stored_bytes\tnone\nmax_calls_per_second\t50\nmax_concurrent_calls\tnone\n',
+    ]);
+    const [, told] = await run('quotas', made, '--max-sessions', '0');
+    expect(told).to.match(/^max_sessions\tnone\n.*max_calls_per_second\t50\n/s);
+    expect(await run('quotas', made)).to.deep.equal([0, told]);
+    expect(await run('quotas', made, '--max-concurrent-calls', '1000001')).to.deep.equal([
+      1,
+      'memoryd: max_concurrent_calls: not from 0 to 1000000\n',
+    ]);
     const events = await runSql(ownerUrl(), 'select actor, action from audit_events where tenant_id = $1 order by id', [
       made,
     ]);
@@ -300,6 +311,8 @@ describe('memoryd', () => {
       'cli tenants.update',
       'cli members.put',
       'cli members.remove',
+      'cli tenants.update',
+      'cli tenants.update',
     ]);
-  }).timeout(20_000);
+  }).timeout(40_000);
 });

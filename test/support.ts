@@ -13,7 +13,7 @@ import type { Logger } from 'pino';
 import { makeConfig } from '../src/config.ts';
 import { migrate } from '../src/db/migrate.ts';
 import { features } from '../src/features.ts';
-import { BadRequest, ErrorInfo, RetryInfo } from '../src/gen/google/rpc/error_details.ts';
+import { BadRequest, ErrorInfo, QuotaFailure, RetryInfo } from '../src/gen/google/rpc/error_details.ts';
 import { Status } from '../src/gen/google/rpc/status.ts';
 import * as adminTypes from '../src/gen/memory/v1/admin_service.ts';
 import * as artifactTypes from '../src/gen/memory/v1/artifact_service.ts';
@@ -222,7 +222,7 @@ export async function startTestServer(
 /** A fresh tenant with env `dev` and these members, made directly in the directory. */
 export async function newTenant(
   members: string[] = ['user'],
-  policies: Record<string, number> = {},
+  policies: Record<string, number | Record<string, number>> = {},
   url = ownerUrl(),
 ): Promise<string> {
   const tenant = `t-${randomUUID()}`;
@@ -260,6 +260,8 @@ export interface Failure {
   metadata: Record<string, string>;
   violations: { field: string; description: string; reason: string }[];
   retryAfterMs: number | undefined;
+  /** Only where a quota or a budget refused. */
+  quota?: { subject: string; description: string };
 }
 
 /** The failure of a call that must fail. */
@@ -294,6 +296,10 @@ export function failureOf(error: ServiceError): Failure {
         description,
         reason,
       }));
+    }
+    if (detail.typeUrl.endsWith('QuotaFailure')) {
+      const { subject, description } = QuotaFailure.decode(detail.value).violations[0]!;
+      result.quota = { subject, description };
     }
     if (detail.typeUrl.endsWith('RetryInfo')) {
       const delay = RetryInfo.decode(detail.value).retryDelay;

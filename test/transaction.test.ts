@@ -86,7 +86,7 @@ describe('transaction', () => {
       }),
     );
     expect(seen.every(Boolean)).to.equal(true);
-    const client = await wide.acquire(limits());
+    const client = await wide.acquire(limits(), '');
     expect((await client.query(`select current_setting('app.tenant_id', true) as t`)).rows[0].t).to.be.oneOf([
       '',
       null,
@@ -297,7 +297,7 @@ describe('transaction', () => {
   it('refuses when no connection comes free in time', async () => {
     // Long enough to open a connection on a busy machine.
     const narrow = open(appUrl(), 1, 2000);
-    const held = await narrow.acquire(limits());
+    const held = await narrow.acquire(limits(), '');
     expect(await failureOf(transactionOnce(narrow, scope, undefined, limits(), (tx) => tx.final(ME)))).to.be.instanceOf(
       PoolExhausted,
     );

@@ -278,9 +278,9 @@ describe('usage, told', () => {
     const database = server.kernel.database;
     const { acquire } = database;
     let pages = 0;
-    database.acquire = (limits) => {
+    database.acquire = (...asked) => {
       pages++;
-      return acquire.call(database, limits);
+      return acquire.apply(database, asked);
     };
     try {
       const reader = stream[Symbol.asyncIterator]();

@@ -8,10 +8,13 @@ import type { Message, MessageSelection } from '../gen/memory/v1/message.ts';
 import { deleted, invalid, notFound, type RpcError } from '../rpc/errors.ts';
 import {
   awaited,
+  countMessages,
+  hasRoom,
   messageFromRow,
   messageStreaming,
   requireThread,
   settled,
+  threadFull,
   touchSessions,
 } from '../threads/repository.ts';
 
@@ -156,7 +159,8 @@ const ANY_MESSAGE = pointRead<{ any: boolean }>(
 );
 
 // Further parameters of a forward: $17 target thread, $18 target project, $19 create it, $20 allow a repeat, $21 the
-// hand-off's destination or null, $22 the target's uid if it is new, $23 id of the landing, $24 id of the hand-off.
+// hand-off's destination or null, $22 the target's uid if it is new, $23 id of the landing, $24 id of the hand-off, $25 how many
+// messages a thread may hold.
 // Who landed before is looked for by scalars, so that every plan takes the index: as a join it read all forwards of the tenant.
 const forwardStatement = (bundle: string, saving: string) =>
   change<ForwardRow>(`
@@ -169,12 +173,12 @@ const forwardStatement = (bundle: string, saving: string) =>
     insert into threads as t (tenant_id, env, user_id, thread_id, thread_uid, last_seq, revision, create_time, update_time)
     select $1, $2, $3, $17, $22::uuid, content.message_count, content.message_count, c.at, c.at
     from content, (select clock_timestamp() as at) c
-    where not exists (select from prior) and ($19::boolean or ${awaited('$17')} or exists (
+    where not exists (select from prior) and ($25::bigint is null or content.message_count <= $25) and ($19::boolean or ${awaited('$17')} or exists (
       select from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $17 and delete_time is null))
     on conflict (tenant_id, env, user_id, thread_id) do update
       set last_seq = t.last_seq + excluded.last_seq, revision = t.revision + excluded.revision,
         update_time = greatest(t.update_time, excluded.update_time)
-      where t.delete_time is null
+      where t.delete_time is null and ${hasRoom('$25')}
     returning t.thread_id, t.thread_uid, t.last_seq
   ), copies as (
     insert into messages (tenant_id, env, thread_uid, seq, id, user_id, role, content, metadata, tool_call_id, token_count, forwarded_from, create_time,
@@ -237,11 +241,13 @@ export interface Forward {
   createTarget: boolean;
   allowRepeat: boolean;
   destination: string | undefined;
+  /** How many messages the target may hold. */
+  messageLimit: number | undefined;
 }
 
 /** Forwards a bundle. Gives no rows if it refused: see {@link whyNotForwarded}. */
 export async function forwardBundle(tx: TenantTx, forward: Forward): Promise<ForwardRow[]> {
-  const { source, targetThreadId, targetProjectId, createTarget, allowRepeat, destination } = forward;
+  const { source, targetThreadId, targetProjectId, createTarget, allowRepeat, destination, messageLimit } = forward;
   const target = [
     targetThreadId,
     targetProjectId,
@@ -251,21 +257,28 @@ export async function forwardBundle(tx: TenantTx, forward: Forward): Promise<For
     uuidv7(),
     uuidv7(),
     uuidv7(),
+    messageLimit,
   ];
   if ('bundleId' in source) return tx.final(FORWARD_SAVED, [source.bundleId, null, null, null, null, null, ...target]);
   return tx.final(FORWARD_INLINE[source.selection.selection!.$case], [...sourceValues(source), ...target]);
 }
 
 export async function whyNotForwarded(db: TenantDb, forward: Forward): Promise<RpcError> {
-  const { source, targetThreadId } = forward;
-  if ('bundleId' in source) {
-    if (!(await getBundle(db, source.bundleId))) return notFound('bundle');
-    await requireThread(db, targetThreadId, { what: 'target thread', mayBeMissing: forward.createTarget });
-    return notFound('thread');
-  }
-  await requireThread(db, source.sourceThreadId, { what: 'source thread' });
+  const { source, targetThreadId, messageLimit } = forward;
+  const bundle = 'bundleId' in source ? await getBundle(db, source.bundleId) : undefined;
+  if ('bundleId' in source && !bundle) return notFound('bundle');
+  if ('selection' in source) await requireThread(db, source.sourceThreadId, { what: 'source thread' });
   await requireThread(db, targetThreadId, { what: 'target thread', mayBeMissing: forward.createTarget });
-  return whyNotBundled(db, source);
+  const more = bundle?.messageCount ?? ('selection' in source ? mostOf(source.selection) : 0);
+  if (messageLimit && (await countMessages(db, targetThreadId)) + more > messageLimit)
+    return threadFull(db, messageLimit);
+  return 'selection' in source ? whyNotBundled(db, source) : notFound('thread');
+}
+
+/** How many messages a selection comes to at most. */
+function mostOf({ selection }: MessageSelection): number {
+  if (selection?.$case === 'lastN') return selection.value;
+  return (selection?.$case === 'messageIds' ? selection.value.ids : selection?.value.messages)?.length ?? 0;
 }
 
 const GET = pointRead<BundleRow & { messages: Record<string, unknown>[]; forwards: Record<string, unknown>[] }>(`

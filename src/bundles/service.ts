@@ -69,6 +69,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       createTarget: request.createTarget,
       allowRepeat: request.allowRepeat,
       destination: request.handoff?.destination,
+      messageLimit: call.identity.membership.quotas.maxMessagesPerThread,
     };
     const [row] = await call.change(request, async (tx) => {
       const forwarded = await forwardBundle(tx, forward);

@@ -1,4 +1,5 @@
 import { Command, InvalidArgumentError } from 'commander';
+import { QUOTAS, type Quota } from '../rpc/quotas.ts';
 import { AGING, type Aging } from '../tenants/aging.ts';
 import type { Direct } from './direct.ts';
 
@@ -52,6 +53,16 @@ export function tenantCommand(): Command {
       run((tenants, context) => tenants.retention(context, tenant, days)),
     );
   for (const kind of AGING) retention.option(`--${kind} <days>`, `Days after which ${AGED[kind]} are removed.`, whole);
+  const quotas = command
+    .command('quotas')
+    .description('Sets quotas of a tenant, and tells those that it has.')
+    .argument('<tenant>');
+  for (const { name, bounds } of Object.values(QUOTAS)) {
+    quotas.option(`--${name.replaceAll('_', '-')} <number>`, `At most so many ${bounds}. 0: any number.`, whole);
+  }
+  quotas.action((tenant: string, given: Partial<Record<Quota, number>>) =>
+    run((tenants, context) => tenants.setQuotas(context, tenant, given)),
+  );
   command
     .command('list')
     .description('Lists the tenants, or the members of one.')
@@ -68,7 +79,7 @@ const AGED: Record<Aging, string> = {
 };
 
 function whole(text: string): number {
-  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError('not a whole number');
+  if (!/^\d{1,16}$/.test(text)) throw new InvalidArgumentError('not a whole number');
   return Number(text);
 }
 

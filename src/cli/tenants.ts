@@ -2,6 +2,7 @@ import { commandStamp } from '../db/change.ts';
 import { reader, type Scope, type TenantDb, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { Member_Role } from '../gen/memory/v1/tenant.ts';
+import { ALL_QUOTAS, type Quota } from '../rpc/quotas.ts';
 import { AGING, type Aging, MAX_DAYS } from '../tenants/aging.ts';
 import {
   createTenant,
@@ -81,6 +82,26 @@ export async function retention(
     [row = row] = await changeIn(context, itself(tenant), 'UpdateTenant', (tx) => updateTenant(tx, fields, undefined));
   }
   return AGING.map((kind) => `${kind}\t${row.policies.retention?.[`${kind}_days`] ?? 'for ever'}`);
+}
+
+/** Sets quotas, and tells them. */
+export async function setQuotas(
+  context: Direct,
+  tenant: string,
+  given: Partial<Record<Quota, number>>,
+): Promise<string[]> {
+  const named = ALL_QUOTAS.filter(([quota]) => given[quota] !== undefined);
+  checked((check) => {
+    for (const [quota, { name, most }] of named) check.range(name, given[quota]!, 0, most);
+  });
+  let row = await existing(context, tenant);
+  if (named.length > 0) {
+    const quotas = Object.fromEntries(named.map(([quota, { name }]) => [name, given[quota] || null]));
+    const fields = { displayName: undefined, envs: [], policies: { quotas }, searchLanguage: undefined };
+    const work = (tx: TenantTx) => updateTenant(tx, fields, undefined);
+    [row] = (await changeIn(context, itself(tenant), 'UpdateTenant', work)) as [TenantRow];
+  }
+  return ALL_QUOTAS.map(([, { name }]) => `${name}\t${row.policies.quotas?.[name] ?? 'none'}`);
 }
 
 export async function addMember(context: Direct, scope: Scope, admin: boolean): Promise<string[]> {

@@ -87,6 +87,14 @@ const STORED = change<{ fingerprint: Buffer; result: Record<string, unknown>[] }
   where tenant_id = $1 and env = $2 and user_id = $10 and method = $5 and request_id = $6
     and create_time > now() - interval '24 hours'`);
 
+/** What there is to know of a call that makes a change once. */
+export interface Once {
+  /** Told if the change had been made before. */
+  replayed?(): void;
+  /** Why it may not be made now. */
+  refusal?: Error | undefined;
+}
+
 /**
  * Makes a change once: `work` runs in one transaction and gives the rows of the statement that stored them with
  * `requested`. If it fails or refuses, for whatever reason, and the request_id has a stored result, these rows are the
@@ -98,9 +106,9 @@ export const changeOnce = <Row>(
   stamp: Stamp,
   limits: Limits,
   work: (tx: TenantTx) => Promise<Row[]>,
-  replayed?: () => void,
+  call?: Once,
 ): Promise<Row[]> =>
-  once(database, scope, stamp, limits, () => transactionOnce(database, scope, stamp, limits, work), replayed);
+  once(database, scope, stamp, limits, () => transactionOnce(database, scope, stamp, limits, work), call);
 
 /** The same for a change of one statement that locks one row: it may go in one transaction with those of other calls. */
 export function changeAmongOthers<Row>(
@@ -110,14 +118,14 @@ export function changeAmongOthers<Row>(
   limits: Limits,
   locks: string,
   work: (tx: FinalTx) => Promise<Row[]>,
-  replayed?: () => void,
+  call?: Once,
 ): Promise<Row[]> {
   const final = (statement: Statement<any>, values: Value[] = []) =>
     finalAmongOthers(database, scope, limits, locks, {
       statement,
       values: [...leading(statement, scope, stamp), ...values],
     });
-  return once(database, scope, stamp, limits, () => work({ scope, final }), replayed);
+  return once(database, scope, stamp, limits, () => work({ scope, final }), call);
 }
 
 function once<Row>(
@@ -125,9 +133,10 @@ function once<Row>(
   scope: Scope,
   stamp: Stamp,
   limits: Limits,
-  run: () => Promise<Row[]>,
-  replayed?: () => void,
+  work: () => Promise<Row[]>,
+  { replayed, refusal }: Once = {},
 ): Promise<Row[]> {
+  const run = refusal ? () => Promise.reject(refusal) : work;
   if (!stamp.requestId) return retried(limits, { repeatable: false }, run);
   return retried(limits, { repeatable: true, recover }, run);
 

@@ -1,6 +1,7 @@
 import knex, { type Knex } from 'knex';
 import type pg from 'pg';
 import { DatabaseAway, Interrupted, PoolExhausted } from './failure.ts';
+import { fairShare } from './fair.ts';
 import { openSharedReads, type SharedReads } from './shared.ts';
 
 export interface DatabaseOptions {
@@ -22,7 +23,8 @@ export interface Limits {
 export interface Database {
   readonly options: DatabaseOptions;
   readonly shared: SharedReads | undefined;
-  acquire(limits: Limits): Promise<pg.Client>;
+  /** A connection for a tenant: all of them wait for theirs in turns. */
+  acquire(limits: Limits, tenant: string): Promise<pg.Client>;
   release(client: pg.Client): void;
   /** Connections in use, idle, and calls waiting for one. */
   usage(): { used: number; free: number; waiting: number };
@@ -64,16 +66,40 @@ export function openDatabase(options: DatabaseOptions): Database {
       ? openSharedReads(settings, options.sharedConnections, options.preparedStatements)
       : undefined;
 
+  const fair = fairShare(options.poolSize, options.poolWaitMs);
+  const holders = new WeakMap<pg.Client, string>();
+
+  async function acquire(tenant: string): Promise<pg.Client> {
+    await fair.take(tenant);
+    try {
+      const client = await pool.client.acquireConnection();
+      holders.set(client, tenant);
+      return client;
+    } catch (error) {
+      fair.give(tenant);
+      throw error;
+    }
+  }
+
+  function giveBack(client: pg.Client): void {
+    void pool.client.releaseConnection(client);
+    fair.give(holders.get(client)!);
+  }
+
   return {
     options,
     shared,
-    acquire: (limits) => within(limits, pool.client.acquireConnection(), (late) => pool.client.releaseConnection(late)),
+    acquire: (limits, tenant) => within(limits, acquire(tenant), giveBack),
     release(client) {
       // Only a connection outside any transaction may serve another call.
       if (client.getTransactionStatus() !== 'I') destroy(client);
-      void pool.client.releaseConnection(client);
+      giveBack(client);
     },
-    usage: () => ({ used: tarn.numUsed(), free: tarn.numFree(), waiting: tarn.numPendingAcquires() }),
+    usage: () => ({
+      used: tarn.numUsed(),
+      free: tarn.numFree(),
+      waiting: fair.waiting + tarn.numPendingAcquires(),
+    }),
     async close() {
       await shared?.close();
       await pool.destroy();
@@ -103,6 +129,7 @@ function within(limits: Limits, acquired: Promise<pg.Client>, giveBack: (late: p
 }
 
 function acquireFailure(error: unknown): Error {
+  if (error instanceof PoolExhausted) return error;
   if (error instanceof knex.KnexTimeoutError) return new PoolExhausted('no database connection came free in time');
   return new DatabaseAway('the database cannot be reached', { cause: error });
 }

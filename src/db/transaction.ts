@@ -96,7 +96,7 @@ export async function exchanging<T>(
   limits: Limits & Modes,
   work: (send: Send) => Promise<T>,
 ): Promise<T> {
-  const client = await database.acquire(limits);
+  const client = await database.acquire(limits, scope.tenant);
   let state: 'new' | 'open' | 'done' = 'new';
 
   async function send(units: Unit<any>[], last: boolean): Promise<void> {

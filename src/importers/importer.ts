@@ -3,6 +3,7 @@ import type { Database } from '../db/pool.ts';
 import { reader, type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
 import { Member_Role } from '../gen/memory/v1/tenant.ts';
+import { ANY_NUMBER } from '../quotas/sessions.ts';
 import type { Violation } from '../rpc/errors.ts';
 import { Check } from '../rpc/validate.ts';
 import { applyPiiPolicy, changeOf, checkUpsert, type SessionChange } from '../sessions/change.ts';
@@ -100,7 +101,15 @@ async function sessionOf(
   const change = fieldsOf(key, session, place.pii, report);
   if (place.dryRun) return null;
   const work = async (tx: TenantTx) => {
-    const upsert = { id: '', ...key, change, expiry: {}, anonymous: false, revokeKeys: false };
+    const upsert = {
+      id: '',
+      ...key,
+      change,
+      expiry: {},
+      anonymous: false,
+      revokeKeys: false,
+      sessionLimit: ANY_NUMBER,
+    };
     const [row] = await upsertSession(tx.step, upsert);
     await backdateSession(tx, row!.id, session.createTime, session.updateTime);
     return row!.id;
@@ -177,7 +186,14 @@ async function append(
 ): Promise<void> {
   const messages = dated.map(({ message }) => message);
   const tokenCounts = await contentTokens(messages);
-  const given: Append = { threadId, sessionId: sessionId ?? '', messages, tokenCounts, fencingToken: 0 };
+  const given: Append = {
+    threadId,
+    sessionId: sessionId ?? '',
+    messages,
+    tokenCounts,
+    fencingToken: 0,
+    messageLimit: undefined,
+  };
   const work = async (tx: TenantTx) => {
     const rows = await appendMessages(tx.step, given);
     // An append moves the activity of the session, also if it appends nothing: then it is undone.

@@ -4,7 +4,7 @@ import type { Caller } from './caller.ts';
 import type { Identity } from './context.ts';
 import { denied, unauthenticated } from './errors.ts';
 import { SCOPES } from './identity.ts';
-import type { Membership, Memberships } from './membership.ts';
+import { type Membership, type Memberships, NOBODY } from './membership.ts';
 
 /** Who may call a method. Nothing set: a member of the tenant and env that the metadata names. */
 export interface Access {
@@ -20,7 +20,7 @@ export interface Access {
   operator?: boolean;
 }
 
-const OUTSIDE: Membership = { known: true, role: 0, membership: 0, pii: 0, extracts: false, budgets: false };
+const OUTSIDE: Membership = { ...NOBODY, known: true };
 
 /** Refuses a caller that may not call the method. The answer is the same whether a tenant is unknown or not the caller's. */
 export async function authorize(

@@ -1,11 +1,12 @@
 import { createHash } from 'node:crypto';
 import { v7 as uuidv7 } from 'uuid';
-import { changeAmongOthers, changeOnce } from '../db/change.ts';
+import { changeAmongOthers, changeOnce, type Once } from '../db/change.ts';
 import type { Keyring } from '../db/keyring.ts';
 import { type PageRequest, type Pager, pager } from '../db/page.ts';
 import type { Database, Limits } from '../db/pool.ts';
 import { type FinalTx, reader, type Scope, type Stamp, type TenantDb, type TenantTx } from '../db/transaction.ts';
 import type { Caller } from './caller.ts';
+import type { RpcError } from './errors.ts';
 import type { Membership } from './membership.ts';
 import type { Counted, Metrics } from './metrics.ts';
 
@@ -68,6 +69,8 @@ export interface CallParts {
   traceId: string;
   count: Metrics['counted'];
   changed(scope: Scope): void;
+  /** Why nothing may be added, where the tenant has no room left. What was done before is told again all the same. */
+  full?: RpcError | undefined;
   /** Whom the metadata names: it scopes request ids, also where the user is minted or found only later. */
   requester: string;
 }
@@ -75,8 +78,11 @@ export interface CallParts {
 export function makeCall(parts: CallParts): Call {
   const { database, keyring, method, identity, about, limits, traceId } = parts;
   const scope: Scope = { tenant: identity.tenant, env: identity.env, user: identity.user };
-  const replayed = () => {
-    about.replayed = true;
+  const once: Once = {
+    replayed() {
+      about.replayed = true;
+    },
+    refusal: parts.full,
   };
   return {
     method,
@@ -90,12 +96,12 @@ export function makeCall(parts: CallParts): Call {
     as: (other) => makeCall({ ...parts, identity: { ...identity, ...other } }),
     afterwards: (ms) => makeCall({ ...parts, limits: { deadline: Date.now() + ms } }),
     async change(request, work) {
-      const rows = await changeOnce(database, scope, stampOf(parts, request), limits, work, replayed);
+      const rows = await changeOnce(database, scope, stampOf(parts, request), limits, work, once);
       parts.changed(scope);
       return rows;
     },
     async changeAmongOthers(request, locks, work) {
-      const rows = await changeAmongOthers(database, scope, stampOf(parts, request), limits, locks, work, replayed);
+      const rows = await changeAmongOthers(database, scope, stampOf(parts, request), limits, locks, work, once);
       parts.changed(scope);
       return rows;
     },

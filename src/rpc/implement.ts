@@ -17,6 +17,7 @@ import { type About, type Call, type Identity, makeCall } from './context.ts';
 import { type Encoder, encode } from './encode.ts';
 import { exhausted, RpcError as Refusal, type RpcError, toRpcError, toServiceError, unavailable } from './errors.ts';
 import type { Kernel } from './kernel.ts';
+import { ADDING } from './quotas.ts';
 
 interface Method<Request, Response, RequestStream, ResponseStream> {
   path: string;
@@ -102,11 +103,16 @@ const decodingFault = ({ name, message }: Error) =>
   name === 'RangeError' && message !== TOO_DEEP ? 'it ends too early' : message;
 
 // Not by `for await`, which destroys the stream when a message is refused: the client would never learn why.
-async function* decodeAll(method: AnyMethod, stream: AsyncIterable<Buffer>): AsyncIterable<any> {
+async function* decodeAll(
+  method: AnyMethod,
+  stream: AsyncIterable<Buffer>,
+  taken: (bytes: number) => void,
+): AsyncIterable<any> {
   const messages = stream[Symbol.asyncIterator]();
   for (;;) {
     const { done, value } = await messages.next();
     if (done) return;
+    taken(value.length);
     yield decode(method, value);
   }
 }
@@ -115,6 +121,10 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
   const name = method.path.slice(method.path.lastIndexOf('.') + 1);
   const open = method.requestStream || method.responseStream;
   const entrance = open ? kernel.openStreams : kernel.inFlight;
+  const store = (identity: Identity, bytes: number) =>
+    ADDING.has(name) ? kernel.turnstile.store(identity, bytes) : undefined;
+  const decodeStream = (call: AsyncIterable<Buffer>, { identity }: Call) =>
+    decodeAll(method, call, (bytes) => store(identity, bytes));
 
   /** Everything between the wire and the handler, and the one place where a call ends. */
   async function serve(
@@ -134,7 +144,6 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
     };
     const observed = kernel.observe(name, call.metadata);
     const about: About = {};
-    let context: Call | undefined;
     // Fires after every call, also a good one: it only matters while the handler is pending.
     const cancel = () => ending.abort();
     const events: NodeJS.EventEmitter = call;
@@ -149,21 +158,27 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
           return authorize(kernel.members, caller, access, limits);
         };
         const identity = await admit();
-        const { database, keyring, count, changes } = kernel;
-        const { traceId } = observed;
-        context = makeCall({
-          count,
-          database,
-          keyring,
-          method: name,
-          identity,
-          about,
-          limits,
-          traceId,
-          requester: identity.user,
-          changed: changes.tell,
-        });
-        await run(context, admit);
+        const leave = kernel.turnstile.enter(identity, open ? 'streams' : 'calls');
+        try {
+          const { database, keyring, count, changes } = kernel;
+          const { traceId } = observed;
+          const context = makeCall({
+            count,
+            database,
+            keyring,
+            method: name,
+            identity,
+            about,
+            limits,
+            traceId,
+            requester: identity.user,
+            changed: changes.tell,
+            full: store(identity, 'request' in call ? (call.request?.length ?? 0) : 0),
+          });
+          await run(context, admit);
+        } finally {
+          leave();
+        }
       } finally {
         entrance.leave();
       }
@@ -172,6 +187,7 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
       // A stream that its client left, or that was ended, fails wherever it just was: that is no fault of ours.
       if (refusal.code === status.INTERNAL && !call.cancelled) observed.error = error;
       observed.caller ??= refusal.caller;
+      if (refusal.reason === 'QUOTA_EXCEEDED') kernel.refused(refusal.details.metadata!.quota!);
       if (observed.caller) await kernel.denials.record(refusal, observed.caller, name, about, observed.traceId);
     } finally {
       events.off('cancelled', cancel);
@@ -196,7 +212,7 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
     return (call: ServerReadableStream<Buffer, unknown>, callback: (error: unknown, value?: unknown) => void) => {
       let response: unknown;
       serve(call, async (context) => {
-        response = await handler(decodeAll(method, call), context);
+        response = await handler(decodeStream(call, context), context);
       }).then((refusal) => (refusal ? callback(toServiceError(refusal)) : callback(null, response)));
     };
   }
@@ -204,7 +220,7 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
     const old = setTimeout(() => call.emit('error', toServiceError(tooOld())), Math.min(kernel.streamMs, MAX_TIMER_MS));
     serve(call, async (context, admit) => {
       const requests = method.requestStream
-        ? decodeAll(method, call as ServerDuplexStream<Buffer, unknown>)
+        ? decodeStream(call as ServerDuplexStream<Buffer, unknown>, context)
         : decode(method, (call as ServerWritableStream<Buffer, unknown>).request);
       let admitted = Date.now();
       for await (const response of handler(requests, context)) {

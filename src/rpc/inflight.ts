@@ -2,9 +2,12 @@ import { drainingError, exhausted } from './errors.ts';
 
 /** Bounds the calls under way, so that overload is refused at once instead of queueing without end. */
 export interface InFlight {
+  readonly limit: number;
   enter(): void;
   leave(): void;
   readonly count: number;
+  /** Tells who may not go on that there are too many: all together, or those `of` somebody. */
+  refuse(of?: string): never;
   /** Refuses every new one from now on. */
   close(): void;
   /** Resolves when none is under way. */
@@ -19,11 +22,11 @@ const LONGEST_MS = 5000;
 const EACH_CROWD_MS = 400;
 const FORGET_HALF_MS = 4000;
 
-/** How long a caller that is refused now shall wait. */
-function pushback(limit: number, clock: () => number): () => number {
+/** How long a caller that is refused now shall wait, where so many may be under way. */
+export function pushback(clock: () => number): (limit: number) => number {
   let lately = 0;
   let since = clock();
-  return () => {
+  return (limit) => {
     const now = clock();
     lately = lately * 0.5 ** ((now - since) / FORGET_HALF_MS) + 1;
     since = now;
@@ -33,14 +36,19 @@ function pushback(limit: number, clock: () => number): () => number {
 }
 
 export function inFlight(limit: number, what = 'calls in flight', clock = Date.now): InFlight {
-  const retryAfter = pushback(limit, clock);
+  const retryAfter = pushback(clock);
   let count = 0;
   let closed = false;
   let waiting: (() => void)[] = [];
+  const refuse = (of = ''): never => {
+    throw exhausted('TOO_MANY_CALLS', `too many ${what}${of}`, retryAfter(limit));
+  };
   return {
+    limit,
+    refuse,
     enter() {
       if (closed) throw drainingError();
-      if (count >= limit) throw exhausted('TOO_MANY_CALLS', `too many ${what}`, retryAfter());
+      if (count >= limit) refuse();
       count++;
     },
     leave() {

@@ -7,6 +7,7 @@ import type { InFlight } from './inflight.ts';
 import type { Memberships } from './membership.ts';
 import type { Metrics } from './metrics.ts';
 import type { Observe } from './observe.ts';
+import type { Turnstile } from './turnstile.ts';
 
 /** What all calls share, put together by server.ts. */
 export interface Kernel {
@@ -18,10 +19,14 @@ export interface Kernel {
   inFlight: InFlight;
   /** The same for calls that stay open: watches and message streams. */
   openStreams: InFlight;
+  /** What each tenant takes of the two. */
+  turnstile: Turnstile;
   /** Whose data the calls change. */
   changes: Changes;
   observe: Observe;
   count: Metrics['counted'];
+  /** Counts what a quota refused. */
+  refused: Metrics['refused'];
   /** How long a call may take at most. */
   callMs: number;
   /** How long a stream may stay open. */

@@ -1,8 +1,9 @@
 import { LRUCache } from 'lru-cache';
 import type { Database, Limits } from '../db/pool.ts';
-import { pointRead } from '../db/statement.ts';
+import { pointRead, rowFromJson } from '../db/statement.ts';
 import { reader } from '../db/transaction.ts';
 import { TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+import { NO_QUOTAS, type Quotas } from './quotas.ts';
 
 /** What the directory knows of a user in a tenant and env. */
 export interface Membership {
@@ -16,6 +17,9 @@ export interface Membership {
   extracts: boolean;
   /** Whether there are budgets in the tenant and env: without, no call asks for them. */
   budgets: boolean;
+  quotas: Quotas;
+  /** What the tenant's content came to when it was last measured, if there is a quota for it. */
+  stored: { bytes: number; time: number };
 }
 
 export interface Memberships {
@@ -31,15 +35,32 @@ const FIND = pointRead<{
   pii: number | null;
   extracts: boolean;
   budgets: boolean;
+  quotas: Record<string, number> | null;
+  storedBytes: number | null;
+  storedTime: number | null;
 }>(`
   select $2 = any (t.envs) as known, coalesce(m.role, 0) as role,
     (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii, t.extract_time is not null as extracts,
-    exists (select from budgets b where b.tenant_id = $1 and b.env = $2) as budgets
+    exists (select from budgets b where b.tenant_id = $1 and b.env = $2) as budgets,
+    t.policies -> 'quotas' as quotas, q.stored_bytes, extract(epoch from q.stored_bytes_time)::float8 as stored_time
   from tenants t
+  left join quota_counts q on q.tenant_id = t.tenant_id
   left join tenant_members m on m.tenant_id = t.tenant_id and m.env = $2 and m.user_id = $3
   where t.tenant_id = $1`);
 
-const NOBODY: Membership = { known: false, role: 0, membership: 0, pii: 0, extracts: false, budgets: false };
+const NOT_MEASURED = { bytes: 0, time: 0 };
+
+/** Of whom the directory knows nothing. */
+export const NOBODY: Membership = {
+  known: false,
+  role: 0,
+  membership: 0,
+  pii: 0,
+  extracts: false,
+  budgets: false,
+  quotas: NO_QUOTAS,
+  stored: NOT_MEASURED,
+};
 
 // Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
 const TTL_MS = 3000;
@@ -58,6 +79,8 @@ export function memberships(database: Database): Memberships {
         pii: row.pii ?? TenantPolicies_Pii.REJECT,
         extracts: row.extracts,
         budgets: row.budgets,
+        quotas: row.quotas ? rowFromJson(row.quotas) : NO_QUOTAS,
+        stored: row.storedTime === null ? NOT_MEASURED : { bytes: row.storedBytes ?? 0, time: row.storedTime },
       };
     },
   });

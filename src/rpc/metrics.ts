@@ -10,6 +10,8 @@ export interface Metrics {
   unknownMethod(): void;
   /** Things that calls created, read or forwarded. */
   counted(what: Counted, kind: string, n: number): void;
+  /** A call that a tenant's quota refused. Not by tenant: there may be any number of them. */
+  refused(quota: string): void;
   /** Rows that the sweep removed. */
   swept(kind: string, rows: number): void;
   /** An attempt to upload a snapshot. */
@@ -47,6 +49,12 @@ export function createMetrics(database: Database, inFlight: Count, openStreams: 
     name: 'memoryd_things_total',
     help: 'Sessions, messages and bundles that calls created, read or forwarded.',
     labelNames: ['what', 'kind'],
+    registers,
+  });
+  const refused = new Counter({
+    name: 'memoryd_quota_refusals_total',
+    help: 'Calls that the quota of a tenant refused, by quota.',
+    labelNames: ['quota'],
     registers,
   });
   const uploads = new Counter({
@@ -105,6 +113,7 @@ export function createMetrics(database: Database, inFlight: Count, openStreams: 
     },
     counted: (what, kind, n) => counted.inc({ what, kind }, n),
     unknownMethod: () => unknown.inc(),
+    refused: (quota) => refused.inc({ quota }),
     uploaded: (outcome) => uploads.inc({ outcome }),
     snapshots(counts) {
       for (const [state, count] of Object.entries(counts)) snapshots.set({ state }, count);

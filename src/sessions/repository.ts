@@ -5,6 +5,7 @@ import { change, parseTimestamp, pointRead, query } from '../db/statement.ts';
 import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type { PinnedRef, Session, SummaryRef } from '../gen/memory/v1/session.ts';
+import { takenAway } from '../quotas/sessions.ts';
 import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
 import { QUEUE_DROPPED } from '../threads/removal.ts';
@@ -205,15 +206,23 @@ const END = change<SessionRow>(`
     from (select clock_timestamp() as at) c
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.delete_time is null
       and (s.expire_time is null or s.expire_time > now()) and ($12::bigint is null or s.revision = $12)
-    returning ${COLUMNS_OF_S}
-  ), revoked as (
+    returning ${COLUMNS_OF_S}, s.end_time = c.at as newly
+  ), newly_ended as (
+    select expire_time from saved where newly
+  ), ${takenAway('newly_ended', '$13')}, revoked as (
     delete from session_keys k using saved where k.tenant_id = $1 and k.env = $2 and k.session_id = saved.id
     returning 1
   ), ${audited('sessions.end', 'saved', { resource: `'sessions/' || id`, session: 'id' })}, ${requested('saved')}
   select * from saved`);
 
-export async function endSession(tx: TenantTx, id: string, revision: number | undefined): Promise<SessionRow[]> {
-  return tx.final(END, [id, revision]);
+/** `limit` is how many live sessions the tenant may have, if that is bounded. */
+export async function endSession(
+  tx: TenantTx,
+  id: string,
+  revision: number | undefined,
+  limit: number | undefined,
+): Promise<SessionRow[]> {
+  return tx.final(END, [id, revision, limit]);
 }
 
 // The thread's row is locked first, as appends take the two rows in that order, and in a statement of its own: the next one
@@ -233,7 +242,10 @@ const LOCK = query<{ id: string }>(`
 // What the session held is wiped, also from the results kept for replays; the row stays as a tombstone that refuses late
 // writes.
 const DELETE = change<{ id: string; threadDeleted: boolean }>(`
-  with gone as (
+  with before as materialized (
+    select s.expire_time from sessions s
+    where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and ${LIVE}
+  ), gone as (
     update sessions s
     set delete_time = c.at, end_time = null, expire_time = null, sliding_ttl = null, title = '', email = '', email_key = '', preferences = '{}',
       pinned_refs = '[]', summary_refs = '[]', state = '{}', metadata = '{}', metrics = '{}', workspace_path = '', revision = s.revision + 1
@@ -241,7 +253,9 @@ const DELETE = change<{ id: string; threadDeleted: boolean }>(`
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid and s.delete_time is null
       and (s.expire_time is null or s.expire_time > now()) and ($12::bigint is null or s.revision = $12)
     returning s.id, s.thread_id, s.delete_time
-  ), dropped as (
+  ), was_live as (
+    select before.expire_time from before, gone
+  ), ${takenAway('was_live', '$13')}, dropped as (
     update threads t set delete_time = gone.delete_time, revision = t.revision + 1, ${ended('t')}
     from gone
     where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = gone.thread_id and t.delete_time is null
@@ -273,8 +287,9 @@ export async function deleteSession(
   tx: TenantTx,
   id: string,
   revision: number | undefined,
+  limit: number | undefined,
 ): Promise<{ threadDeleted: boolean }[]> {
-  const [, rows] = await together([tx.query(LOCK, [id]), tx.final(DELETE, [id, revision])]);
+  const [, rows] = await together([tx.query(LOCK, [id]), tx.final(DELETE, [id, revision, limit])]);
   return rows;
 }
 

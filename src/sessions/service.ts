@@ -2,6 +2,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import type { Keyring } from '../db/keyring.ts';
 import { within } from '../db/page.ts';
 import { secondsOf, timestampText } from '../db/statement.ts';
+import type { TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import type {
   MemoryServiceService,
@@ -9,6 +10,7 @@ import type {
   UpsertSessionRequest,
 } from '../gen/memory/v1/memory_service.ts';
 import { findProfile, profileFromRow } from '../projects/repository.ts';
+import { withinSessions } from '../quotas/sessions.ts';
 import type { Access } from '../rpc/access.ts';
 import { isMember } from '../rpc/access.ts';
 import type { Call } from '../rpc/context.ts';
@@ -83,15 +85,18 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         anonymous: request.anonymous,
         key,
         revokeKeys: request.revokeSessionKeys,
+        sessionLimit: limitOf(call),
       };
       const saved = async (saving: Promise<SavedRow[]>) => {
         const rows = await saving;
         if (rows.length === 0) throw await whyNotSaved(owner.db, upsert);
         return rows;
       };
-      const [row] = namesEmail(upsert)
-        ? await owner.change(request, (tx) => saved(saveSession(tx, upsert)))
-        : await owner.changeAmongOthers(request, rowOf(owner, upsert), (tx) => saved(upsertSession(tx, upsert)));
+      const [row] = await withinSessions(owner, () =>
+        namesEmail(upsert)
+          ? owner.change(request, (tx) => saved(saveSession(tx, upsert)))
+          : owner.changeAmongOthers(request, rowOf(owner, upsert), (tx) => saved(upsertSession(tx, upsert))),
+      );
       call.about.sessionId = row!.id;
       if (row!.created) {
         call.count('created', 'sessions', 1);
@@ -168,8 +173,9 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         anonymous: request.anonymous && !call.identity.user && !id,
         revokeKeys: false,
         withLastSeq: true,
+        sessionLimit: limitOf(call),
       };
-      const [row] = await owner.change<SavedRow>(request, async (tx) => {
+      const resume = async (tx: TenantTx) => {
         const found = project ? await resumeProject(tx, project) : id ? await resumeSession(tx, id) : [];
         if (found.length > 0) return found;
         if (request.createIfMissing) {
@@ -177,7 +183,8 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
         }
         if (project) throw notFound('session');
         throw await whyNotSaved(owner.db, { id, surfaceId: '', projectId: '', threadId: '' });
-      });
+      };
+      const [row] = await withinSessions(owner, () => owner.change<SavedRow>(request, resume));
       call.about.sessionId = row!.id;
       const lastN = request.lastN ?? 50;
       // Up to where the thread stood then, so that a replay tells the same.
@@ -201,7 +208,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
     async endSession(request, call) {
       checkNamed(request);
       const [row] = await call.change(request, async (tx) => {
-        const ended = await endSession(tx, request.sessionId, revisionOf(request.etag));
+        const ended = await endSession(tx, request.sessionId, revisionOf(request.etag), limitOf(call));
         if (ended.length === 0) throw await whyNotSaved(call.db, named(request.sessionId));
         return ended;
       });
@@ -212,7 +219,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
     async deleteSession(request, call) {
       checkNamed(request);
       const [row] = await call.change(request, async (tx) => {
-        const gone = await deleteSession(tx, request.sessionId, revisionOf(request.etag));
+        const gone = await deleteSession(tx, request.sessionId, revisionOf(request.etag), limitOf(call));
         if (gone.length === 0) throw await whyNotSaved(call.db, named(request.sessionId));
         return gone;
       });
@@ -221,6 +228,8 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
     },
   };
 }
+
+const limitOf = (call: Call) => call.identity.membership.quotas.maxSessions;
 
 const named = (id: string) => ({ id, surfaceId: '', projectId: '', threadId: '' });
 

@@ -5,6 +5,7 @@ import { change, json } from '../db/statement.ts';
 import { type FinalTx, type TenantTx, together } from '../db/transaction.ts';
 import { noteEmail } from '../profiles/email-matches.ts';
 import { STUBBED } from '../projects/stub.ts';
+import { added } from '../quotas/sessions.ts';
 
 import type { SessionChange } from './change.ts';
 import { MINTED } from './owner.ts';
@@ -73,7 +74,7 @@ const UNKNOWN = `case when starts_with($3, '${MINTED}') then exists (
 // `key`: a thread that the service named counts as left out, so that a caller may send back what it got.
 // A row that has expired makes way: ended, it leaves the unique index before the insert, which waits for it. A new session
 // writes the row of a thread that is there, deleted or not: so it waits for a delete under way, and sees what that did.
-// $29 is the state that a new session starts with, $30 the session that left it.
+// $29 is the state that a new session starts with, $30 the session that left it, $31 how many the tenant may have.
 const UPSERT_BY_KEY = change<SavedRow>(`
   with key as materialized (
     select coalesce((
@@ -127,7 +128,7 @@ const UPSERT_BY_KEY = change<SavedRow>(`
     select $1, $2, $3, 1, true from saved where $27
     on conflict do nothing
     returning 1
-  ), ${STUBBED}, ${KEYS}, ${AUDIT}, ${requested('saved')}
+  ), ${added('$31')}, ${STUBBED}, ${KEYS}, ${AUDIT}, ${requested('saved')}
   select * from saved`);
 
 const UPDATE_BY_ID = change<SavedRow>(`
@@ -159,12 +160,14 @@ export interface Upsert {
   withLastSeq?: boolean;
   /** The state that a new session starts with. Only without an id. */
   recovered?: { sessionId: string; state: object } | undefined;
+  /** How many live sessions the tenant may have: see `withinSessions`. */
+  sessionLimit: number | undefined;
 }
 
 /** Creates or changes a session. Gives no rows if it refused: see {@link whyNotSaved}. */
 export async function upsertSession(tx: FinalTx, upsert: Upsert): Promise<SavedRow[]> {
   const { id, surfaceId, projectId, threadId, change: fields, expiry, revision, anonymous, key, revokeKeys } = upsert;
-  const { withLastSeq = false, recovered } = upsert;
+  const { withLastSeq = false, recovered, sessionLimit } = upsert;
   const values = [
     id || uuidv7(),
     surfaceId,
@@ -186,7 +189,7 @@ export async function upsertSession(tx: FinalTx, upsert: Upsert): Promise<SavedR
     withLastSeq,
   ];
   if (id) return tx.final(UPDATE_BY_ID, values);
-  return tx.final(UPSERT_BY_KEY, [...values, json(recovered?.state), recovered?.sessionId]);
+  return tx.final(UPSERT_BY_KEY, [...values, json(recovered?.state), recovered?.sessionId, sessionLimit]);
 }
 
 /** Whether the session gets an e-mail address, so that others who have it are looked for. */

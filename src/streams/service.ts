@@ -127,7 +127,13 @@ const isFinished = ({ state, streamed }: StreamedRow) => state === MessageState.
 
 async function appendEmpty(tx: TenantTx, call: Call, open: StreamOpen): Promise<StreamedRow> {
   const { role, clientId, toolCallId } = open;
-  const append = { ...open, messages: [Message.fromPartial({ role, clientId, toolCallId })], tokenCounts: [0] };
+  const messages = [Message.fromPartial({ role, clientId, toolCallId })];
+  const append = {
+    ...open,
+    messages,
+    tokenCounts: [0],
+    messageLimit: call.identity.membership.quotas.maxMessagesPerThread,
+  };
   const [appended] = await appendMessages(tx.step, append);
   if (!appended) throw await whyNotAppended(call.db, append);
   return (await readStreamed(tx, appended.id))!;

@@ -7,8 +7,10 @@ import {
   Tenant,
   TenantPolicies_Membership,
   TenantPolicies_Pii,
+  TenantQuotas,
   TenantRetention,
 } from '../gen/memory/v1/tenant.ts';
+import { uncount } from '../quotas/sessions.ts';
 import { etagOf } from '../rpc/validate.ts';
 import type { Aging } from './aging.ts';
 
@@ -22,6 +24,8 @@ const COLUMNS =
 export interface Policies {
   membership?: number;
   pii?: number;
+  /** By name. Null, on input, takes one away. */
+  quotas?: { [name: string]: number | null };
   /** Days by kind. Null, on input, takes one away. */
   retention?: { [kind in Aging as `${kind}_days`]?: number | null };
 }
@@ -39,18 +43,21 @@ export interface TenantRow {
 }
 
 export function tenantFromRow({ revision, policies, searchLanguage, extractProfile, ...row }: TenantRow): Tenant {
-  const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT, retention = {} } = policies;
+  const { membership = TenantPolicies_Membership.EXPLICIT, pii = TenantPolicies_Pii.REJECT } = policies;
+  const { quotas = {}, retention = {} } = policies;
+  const bounded = Object.keys(quotas).length > 0 ? TenantQuotas.fromPartial(rowFromJson(quotas)) : undefined;
   const kept = Object.keys(retention).length > 0 ? TenantRetention.fromPartial(rowFromJson(retention)) : undefined;
   return Tenant.fromPartial({
     ...row,
-    policies: { membership, pii, searchLanguage, extractProfile, retention: kept },
+    policies: { membership, pii, searchLanguage, extractProfile, quotas: bounded, retention: kept },
     etag: etagOf(revision),
   } as object);
 }
 
 const ABOUT = { resource: `'tenants/' || tenant_id` };
-/** Who had what removed can be read in the audit trail. */
-const KEPT = `jsonb_strip_nulls(jsonb_build_object('retention', nullif(policies -> 'retention', '{}')))`;
+/** Who had what removed or bounded can be read in the audit trail. */
+const KEPT = `jsonb_strip_nulls(jsonb_build_object('retention', nullif(policies -> 'retention', '{}'),
+      'quotas', nullif(policies -> 'quotas', '{}')))`;
 
 // A change of the tenant itself runs in the tenant's scope with env '', where its event and its stored result lie.
 const CREATE = change<TenantRow>(`
@@ -62,7 +69,8 @@ const CREATE = change<TenantRow>(`
   ), ${audited('tenants.create', 'saved', { ...ABOUT, metadata: `nullif(${KEPT}, '{}')` })}, ${requested('saved')}
   select * from saved`);
 
-// Messages stay in the language in which they were stored until the job has been by: it waits from `language_time` on.
+// Messages stay in the language in which they were stored until the job has been by: it waits from `language_time` on. Sessions
+// are counted anew, as none that was created without a quota is in the count.
 const UPDATE = change<TenantRow>(`
   with saved as (
     update tenants t
@@ -75,6 +83,9 @@ const UPDATE = change<TenantRow>(`
     where tenant_id = $1 and ($14::bigint is null or revision = $14)
       and cardinality(t.envs || array(select e from unnest($12::text[]) e where e <> all (t.envs))) <= 20
     returning ${COLUMNS}
+  ), uncounted as (
+    ${uncount(`from saved where q.tenant_id = $1 and $13 #> '{quotas,max_sessions}' is not null`)}
+    returning 1
   ), ${audited('tenants.update', 'saved', { ...ABOUT, metadata: `jsonb_build_object('revision', revision) || ${KEPT}` })},
   ${requested('saved')}
   select * from saved`);

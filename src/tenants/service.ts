@@ -6,6 +6,7 @@ import type { Call } from '../rpc/context.ts';
 import { etagMismatch, invalid, notFound, RpcError } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import type { Memberships } from '../rpc/membership.ts';
+import { ALL_QUOTAS } from '../rpc/quotas.ts';
 import { Check, etagOf, revisionOf } from '../rpc/validate.ts';
 import { AGING, MAX_DAYS } from './aging.ts';
 import { expiryStats } from './expiry.ts';
@@ -151,6 +152,8 @@ const MASKABLE = [
   'policies.pii',
   'policies.search_language',
   'policies.extract_profile',
+  'policies.quotas',
+  ...ALL_QUOTAS.map(([, { name }]) => `policies.quotas.${name}`),
   'policies.retention',
   ...AGING.map((kind) => `policies.retention.${kind}_days`),
 ];
@@ -163,7 +166,9 @@ async function checkTenant(check: Check, tenant: Tenant | undefined, call: Call)
   check.etag('tenant.etag', tenant.etag);
   tenant.envs.slice(0, MAX_ENVS).forEach((env, i) => check.slug(`tenant.envs[${i}]`, env));
   check.that(new Set(tenant.envs).size === tenant.envs.length, 'tenant.envs', 'names an env twice');
-  const { membership = 0, pii = 0, searchLanguage = '', retention } = tenant.policies ?? {};
+  const { membership = 0, pii = 0, searchLanguage = '', quotas = {}, retention } = tenant.policies ?? {};
+  for (const [quota, { name, most }] of ALL_QUOTAS)
+    check.range(`tenant.policies.quotas.${name}`, quotas[quota] ?? 0, 0, most);
   for (const kind of AGING)
     check.range(`tenant.policies.retention.${kind}_days`, retention?.[`${kind}Days`] ?? 0, 0, MAX_DAYS);
   if (membership !== 0) check.oneOf('tenant.policies.membership', membership, TenantPolicies_Membership);
@@ -175,12 +180,23 @@ async function checkTenant(check: Check, tenant: Tenant | undefined, call: Call)
 /** What is set: with a mask only what it names, where a policy without a value gets its default. */
 function fieldsOf(tenant: Tenant, mask: string[] | undefined): TenantFields {
   const named = (...paths: string[]) => !mask || paths.some((path) => mask.includes(path));
-  const { membership = 0, pii = 0, searchLanguage = '', extractProfile, retention } = tenant.policies ?? {};
+  const {
+    membership = 0,
+    pii = 0,
+    searchLanguage = '',
+    extractProfile,
+    quotas = {},
+    retention,
+  } = tenant.policies ?? {};
   const policies: Policies = {};
   if (named('policies', 'policies.membership') && (membership || mask)) {
     policies.membership = membership || TenantPolicies_Membership.EXPLICIT;
   }
   if (named('policies', 'policies.pii') && (pii || mask)) policies.pii = pii || TenantPolicies_Pii.REJECT;
+  for (const [quota, { name }] of ALL_QUOTAS) {
+    if (!named('policies', 'policies.quotas', `policies.quotas.${name}`)) continue;
+    if (quotas[quota] !== undefined || mask) policies.quotas = { ...policies.quotas, [name]: quotas[quota] || null };
+  }
   const aging = AGING.filter((kind) =>
     mask
       ? named('policies', 'policies.retention', `policies.retention.${kind}_days`)

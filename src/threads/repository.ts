@@ -7,6 +7,7 @@ import type { FinalTx, TenantDb } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ForwardedFrom, Message, MessageRole, MessageState, Thread } from '../gen/memory/v1/message.ts';
 import { conflict, deleted, invalid, leaseHeld, notFound, RpcError, staleToken } from '../rpc/errors.ts';
+import { overQuota } from '../rpc/quotas.ts';
 import { CONTENT_BYTES } from './message.ts';
 
 /** A session that has neither ended, nor expired, nor was deleted. */
@@ -46,6 +47,19 @@ export const targeted = (thread: string, session: string) => `session as materia
 const differs = (m: string) => `((${m}.role, ${m}.content, ${m}.metadata, ${m}.tool_call_id) is distinct from
         ((v ->> 'role')::smallint, v ->> 'content', v -> 'metadata', v ->> 'toolCallId') or ${m}.state = ${MessageState.STREAMING})`;
 
+/** How many messages a thread holds: its holes, of which an index has no others, are not among them. */
+const messagesOf = (t: string) => `(${t}.last_seq - ${t}.base_seq - (
+        select count(*) from messages h
+        where h.tenant_id = $1 and h.env = $2 and h.thread_uid = ${t}.thread_uid and h.seq > ${t}.base_seq and h.delete_time is not null))`;
+
+/**
+ * Whether a thread `t` has room for the messages of `excluded` within a limit, null for none. It belongs into the WHERE of the
+ * statement that writes, as a fence does. Holes are counted only where it would be full with them; what is deleted meanwhile
+ * may be missed, never what is appended.
+ */
+export const hasRoom = (limit: string) => `(${limit} is null or excluded.last_seq = 0
+      or t.last_seq - t.base_seq + excluded.last_seq <= ${limit} or ${messagesOf('t')} + excluded.last_seq <= ${limit})`;
+
 // One statement, so one round trip and one look at the thread row, whose lock makes seq gap-free and the fence exact. The
 // look-up of stored client_ids is LATERAL: as a join it would hash the whole thread. A token proves that the thread was there.
 const APPEND = change<AppendedRow>(`
@@ -70,11 +84,11 @@ const APPEND = change<AppendedRow>(`
     select $1, $2, $3, target.thread_id, $14::uuid, f.n, f.n, f.at, f.at
     from target, (select count(*) as n, clock_timestamp() as at from fresh) f
     where not exists (select from input where stored_id is not null and differs)
-      and ($15::bigint = 0 or exists (select from known))
+      and ($15::bigint = 0 or exists (select from known)) and ($17::bigint is null or f.n <= $17)
     on conflict (tenant_id, env, user_id, thread_id) do update
       set last_seq = t.last_seq + excluded.last_seq, revision = t.revision + excluded.revision,
         update_time = case when excluded.last_seq = 0 then t.update_time else greatest(t.update_time, excluded.update_time) end
-      where t.delete_time is null and ${fenced('t', '$15', '$16::boolean', 'excluded.update_time')}
+      where t.delete_time is null and ${fenced('t', '$15', '$16::boolean', 'excluded.update_time')} and ${hasRoom('$17')}
     returning t.thread_id, t.thread_uid, t.last_seq - (select count(*) from fresh) as base
   ), inserted as (
     insert into messages (tenant_id, env, thread_uid, seq, id, user_id, session_id, client_id, role, content, metadata, tool_call_id, token_count, create_time,
@@ -116,6 +130,7 @@ interface WhyNotWritten extends LeaseState {
   admitted: boolean;
   reused: boolean;
   messageDeleted: boolean;
+  messages: number | null;
 }
 
 const WHY_NOT_WRITTEN = pointRead<WhyNotWritten>(`
@@ -128,7 +143,7 @@ const WHY_NOT_WRITTEN = pointRead<WhyNotWritten>(`
       where ${differs('m')}) as reused, exists (
       select from jsonb_array_elements($6::jsonb) v
       join messages m on m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid and m.client_id = v ->> 'clientId'
-      where m.delete_time is not null) as message_deleted
+      where m.delete_time is not null) as message_deleted, ${messagesOf('t')} as messages
   from (select) one
   left join sessions s on s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $5::uuid
   left join threads t on t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = coalesce(nullif($4::text, ''), s.thread_id)`);
@@ -141,6 +156,8 @@ export interface Append {
   tokenCounts: number[];
   /** 0 for none. */
   fencingToken: number;
+  /** How many messages the thread may hold. */
+  messageLimit: number | undefined;
 }
 
 /** Each message as the statements read it. */
@@ -160,13 +177,30 @@ const onlyHuman = ({ messages }: Append) => messages.every((message) => message.
 
 /** Appends messages, all or none. Gives no rows if it refused: see {@link whyNotAppended}. */
 export async function appendMessages(tx: FinalTx, append: Append): Promise<AppendedRow[]> {
-  const { threadId, sessionId, messages, tokenCounts, fencingToken } = append;
+  const { threadId, sessionId, messages, tokenCounts, fencingToken, messageLimit } = append;
   const input = json(inputOf(messages, tokenCounts));
-  return tx.final(APPEND, [threadId, input, sessionId || null, uuidv7(), fencingToken, onlyHuman(append)]);
+  return tx.final(APPEND, [
+    threadId,
+    input,
+    sessionId || null,
+    uuidv7(),
+    fencingToken,
+    onlyHuman(append),
+    messageLimit,
+  ]);
 }
 
-export const whyNotAppended = (db: TenantDb, append: Append): Promise<RpcError> =>
-  whyNotWritten(db, append, onlyHuman(append), inputOf(append.messages.filter((message) => message.clientId)));
+export function whyNotAppended(db: TenantDb, append: Append): Promise<RpcError> {
+  const { messages, messageLimit } = append;
+  const named = inputOf(messages.filter((message) => message.clientId));
+  return whyNotWritten(
+    db,
+    append,
+    onlyHuman(append),
+    named,
+    messageLimit && { more: messages.length, limit: messageLimit },
+  );
+}
 
 /** Why a write to a thread was refused, that may be one of those that need no turn, and may name messages by client_id. */
 export async function whyNotWritten(
@@ -174,6 +208,7 @@ export async function whyNotWritten(
   { threadId, sessionId, fencingToken }: { threadId: string; sessionId: string; fencingToken: number },
   exempt: boolean,
   named: object[] = [],
+  room?: { more: number; limit: number } | 0,
 ): Promise<RpcError> {
   const values = [threadId, sessionId || null, json(named), fencingToken, exempt];
   const [why] = await db.query(WHY_NOT_WRITTEN, values);
@@ -189,8 +224,11 @@ export async function whyNotWritten(
   if (!why!.admitted) return fencingToken ? staleToken() : turnHeld(why!);
   if (why!.messageDeleted) return deleted('message');
   if (why!.reused) return clientIdReused();
+  if (room && (why!.messages ?? 0) + room.more > room.limit) return threadFull(db, room.limit);
   return conflict('the thread changed at the same time');
 }
+
+export const threadFull = (db: TenantDb, limit: number) => overQuota(db.scope.tenant, 'maxMessagesPerThread', limit);
 
 export const clientIdReused = () =>
   new RpcError(status.ALREADY_EXISTS, 'CLIENT_ID_REUSED', 'a client_id was used for a message with other content');
@@ -308,6 +346,16 @@ export const awaited = (threadId: string) => `exists (
       select from sessions s
       where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.thread_id = ${threadId}
         and ${liveSession('s')})`;
+
+const COUNT = pointRead<{ n: number }>(`
+  select ${messagesOf('t')} as n from threads t
+  where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_id = $4 and t.delete_time is null`);
+
+/** How many messages a thread holds. */
+export async function countMessages(db: TenantDb, threadId: string): Promise<number> {
+  const [row] = await db.query(COUNT, [threadId]);
+  return row?.n ?? 0;
+}
 
 const STATE = pointRead<{ there: boolean; deleted: boolean; revision: number }>(`
   select t.thread_id is not null or ${awaited('$4')} as there, t.delete_time is not null as deleted, coalesce(t.revision, 0) as revision

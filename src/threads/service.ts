@@ -24,7 +24,8 @@ export const conversationHandlers: Pick<
     checkAppended(check, request.messages, 1);
     check.done();
 
-    const append = { ...request, tokenCounts: await contentTokens(request.messages) };
+    const { maxMessagesPerThread: messageLimit } = call.identity.membership.quotas;
+    const append = { ...request, messageLimit, tokenCounts: await contentTokens(request.messages) };
     const thread = `${call.db.scope.user}/${request.threadId || request.sessionId}`;
     const rows = await call.changeAmongOthers(request, thread, async (tx) => {
       const appended = await appendMessages(tx, append);

@@ -8,6 +8,7 @@ import type { Database } from '../db/pool.ts';
 import { query } from '../db/statement.ts';
 import { reader, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
+import { uncount } from '../quotas/sessions.ts';
 import { isDirectory, readTables, type Table } from './catalog.ts';
 import { type Batch, type Footer, type Header, read, spool } from './file.ts';
 import { CALL_MS, checkSchema, type Statements, scopeOf, statementsOf, type Target, take } from './rows.ts';
@@ -116,6 +117,8 @@ const ADD_LANGUAGES = query(`
     language_time = clock_timestamp()
   where tenant_id = $1 and not $4 <@ (search_language || former_languages)`);
 
+const RECOUNT = query(uncount('where q.tenant_id = $1'));
+
 async function store(begun: Import, tell: Tell): Promise<number> {
   const { file, header, target, there } = begun;
   const { database } = target;
@@ -133,6 +136,9 @@ async function store(begun: Import, tell: Tell): Promise<number> {
     tell('stored', batch.lines.length, bytes);
   };
   await read(file, visit);
+  await transaction(database, scopeOf(target, ''), undefined, limits(), { repeatable: true }, (tx) =>
+    tx.final(RECOUNT),
+  );
   return stored;
 }
 

@@ -7,6 +7,7 @@ import type { Table } from './catalog.ts';
 export const LEFT_OUT: Record<string, string> = {
   requests: 'answers to retries of this place, partly sealed with its keys, and gone after a day',
   expiry_stats: 'what the sweeps of this place have done',
+  quota_counts: 'what this place has counted, which every place does by itself',
   reading_rounds: 'how far this place was searched for messages that nobody had read',
   audit_blocks:
     'the chain of the events of this place: those that arrive are new ones there, and become part of its chain',

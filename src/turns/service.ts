@@ -11,6 +11,7 @@ import type {
 } from '../gen/memory/v1/conversation_service.ts';
 import { UpsertSessionRequest } from '../gen/memory/v1/memory_service.ts';
 import { Session } from '../gen/memory/v1/session.ts';
+import { withinSessions } from '../quotas/sessions.ts';
 import type { Access } from '../rpc/access.ts';
 import type { Call } from '../rpc/context.ts';
 import { deleted, invalid, notFound } from '../rpc/errors.ts';
@@ -68,14 +69,15 @@ export const turnHandlers = (
     const owner = ownerOf(call, request.anonymous);
     const upsert = upsertOf(call, UpsertSessionRequest.fromPartial({ session: request.session }), request.anonymous);
     const { messages } = request;
+    const { maxMessagesPerThread: messageLimit } = call.identity.membership.quotas;
     const tokenCounts = await contentTokens(messages);
 
-    const [begun] = await owner.change<Begun>(request, async (tx) => {
+    const begin = async (tx: TenantTx) => {
       const saved = await save(tx, upsert);
       const { id, threadId, projectId } = saved;
       // In one write, for which the token comes too late: the append goes first, while the turn is still free. What people
       // type lands anyway, and all of it is undone if the turn is not.
-      const append = { threadId, sessionId: id, messages, tokenCounts };
+      const append = { threadId, sessionId: id, messages, tokenCounts, messageLimit };
       const [early, lease, budgets] = await together([
         messages.length > 0 ? appendMessages(tx.step, { ...append, fencingToken: 0 }) : [],
         acquireTurn(tx.step, threadId, request.holder, request.leaseTtl),
@@ -87,7 +89,8 @@ export const turnHandlers = (
       const appended = early.length > 0 ? early : await appendAll(tx, { ...append, fencingToken });
       const about = { resource: `sessions/${id}`, sessionId: id, metadata: { holder: request.holder } };
       return finishBegin(tx, about, { ...saved, lease, appended });
-    });
+    };
+    const [begun] = await withinSessions(owner, () => owner.change<Begun>(request, begin));
     if (begun!.gone) throw deleted('session');
     const { lease, appended, ...row } = begun!;
     Object.assign(call.about, {
@@ -116,13 +119,14 @@ export const turnHandlers = (
     };
     const upsert = upsertOf(call, UpsertSessionRequest.fromPartial({ session: patch }), false, asPatch);
     const { messages } = request;
+    const { maxMessagesPerThread: messageLimit } = call.identity.membership.quotas;
     const tokenCounts = await contentTokens(messages);
     const record = request.turn && recordOf(request.turn); // takes CPU, so not while a connection is held
 
     const [committed] = await call.change<Committed>(request, async (tx) => {
       const [{ threadId, projectId, revision }, appended, current, named] = await together([
         save(tx, upsert),
-        appendAll(tx, { threadId: '', sessionId, messages, tokenCounts, fencingToken }),
+        appendAll(tx, { threadId: '', sessionId, messages, tokenCounts, fencingToken, messageLimit }),
         messages.length > 0 || holdsFence(tx.step, sessionId, fencingToken), // an append checks it itself
         findMessages(tx.step, sessionId, request.messageIds),
       ]);
@@ -204,6 +208,7 @@ function upsertOf(
     revision: revisionOf(etag),
     anonymous,
     revokeKeys: false,
+    sessionLimit: call.identity.membership.quotas.maxSessions,
   };
 }
 

@@ -14,6 +14,7 @@ import { LIVE } from './live.ts';
 import { MEMORIES } from './memories.ts';
 import type { Mutant } from './mutant.ts';
 import { PEOPLE } from './people.ts';
+import { QUOTAS } from './quotas.ts';
 import { RETENTION } from './retention.ts';
 import { RULES } from './rules.ts';
 import { TRANSFER } from './transfer.ts';
@@ -200,6 +201,7 @@ const all = [
   ...MEMORIES,
   ...PEOPLE,
   ...RETENTION,
+  ...QUOTAS,
   ...TRANSFER,
   ...USAGE,
 ];

@@ -56,6 +56,9 @@ export async function checkAftermath(
     const own = ledger.entries.filter((entry) => entry.intent.surfaceId === session.surfaceId);
     checkSession(session, own, events, check);
   }
+  const counts = await rows('select sessions::int from quota_counts where tenant_id = $1 and sessions < 1000000');
+  for (const { sessions: counted } of counts)
+    check(counted === sessions.length, () => `${sessions.length} live sessions are counted as ${counted}`);
   await checkMemories(clients, happened, events, check);
   await checkUsage(ledger.entries, happened, clients, rows, check);
   await checkProfile(clients, happened, events, check);

@@ -1,7 +1,7 @@
 import type { ServerProcess } from '../fixtures/process.ts';
 import { connect, headersOf } from '../support.ts';
 import { checkAftermath } from './aftermath.ts';
-import { startLoad } from './load.ts';
+import { QUOTAS, startLoad } from './load.ts';
 import type { Arena, Postgres, Scenario } from './scenario.ts';
 
 const CLIENTS = 8;
@@ -17,7 +17,7 @@ export const crash: Scenario = {
     const postgres = await arena.startPostgres();
     const servers = await Promise.all([arena.startServer({ postgres }), arena.startServer({ postgres })]);
     const addresses = servers.map((server) => server.address);
-    const load = await startLoad(arena, postgres, addresses, CLIENTS);
+    const load = await startLoad(arena, postgres, addresses, CLIENTS, { quotas: QUOTAS });
     const until = Date.now() + arena.timeLeft() * (1 - CHECKS);
     const kills = { server: 0, Postgres: 0, both: 0 };
     let count = 0;

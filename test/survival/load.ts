@@ -16,15 +16,18 @@ export interface Load {
   end(): Promise<void>;
 }
 
+/** Which no client comes to: what they create is counted. */
+export const QUOTAS = { max_sessions: 1000 };
+
 /** So many clients, each with connections of its own to all servers. */
 export async function startLoad(
   arena: Arena,
   postgres: Postgres,
   addresses: string[],
   clients: number,
-  channel?: Partial<ChannelOptions>,
+  { channel, quotas = {} }: { channel?: Partial<ChannelOptions>; quotas?: Record<string, number> } = {},
 ): Promise<Load> {
-  const tenant = await newTenant(['user'], {}, postgres.ownerUrl);
+  const tenant = await newTenant(['user'], { quotas }, postgres.ownerUrl);
   const ledger = newLedger();
   let going = true;
   const workers = Array.from({ length: clients }, (_, n) =>

@@ -1,7 +1,7 @@
 import { type Interposed, startProxy } from '../proxy.ts';
 import { connect, headersOf } from '../support.ts';
 import { checkAftermath } from './aftermath.ts';
-import { startLoad } from './load.ts';
+import { QUOTAS, startLoad } from './load.ts';
 import type { Random, Scenario } from './scenario.ts';
 import { CALM, type Trouble, troubles } from './troubles.ts';
 
@@ -20,7 +20,7 @@ export const network: Scenario = {
     const server = await arena.startServer({ postgres });
     const front = await startProxy(`tcp://${server.address}`);
     arena.cleanup(front.close);
-    const load = await startLoad(arena, postgres, [new URL(front.url).host], CLIENTS);
+    const load = await startLoad(arena, postgres, [new URL(front.url).host], CLIENTS, { quotas: QUOTAS });
     const until = Date.now() + arena.timeLeft() * (1 - CHECKS);
     const counts: Record<string, number> = {};
     const recoveries: number[] = [];

@@ -22,7 +22,7 @@ export const rolling: Scenario = {
     const servers = await Promise.all(Array.from({ length: SERVERS }, () => start()));
     const all = `ipv4:${servers.map(({ address }) => address).join(',')}`;
     const channel = { ...CHANNEL, 'grpc.service_config': await readFile(SERVICE_CONFIG, 'utf8') };
-    const load = await startLoad(arena, postgres, [all], CLIENTS, channel);
+    const load = await startLoad(arena, postgres, [all], CLIENTS, { channel });
 
     let restarts = 0;
     const end = Date.now() + arena.timeLeft() * (1 - CHECKS);

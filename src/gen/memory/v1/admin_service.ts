@@ -50,8 +50,9 @@ export interface UpdateTenantRequest {
     | undefined;
   /**
    * Optional. The fields to change: `display_name`, `envs`, `policies`, `policies.membership`, `policies.pii`,
-   * `policies.search_language`, `policies.extract_profile`, `policies.retention`, `policies.retention.messages_days` and so on
-   * for each kind. A named field without a value gets its default.
+   * `policies.search_language`, `policies.extract_profile`, `policies.quotas`, one of these as `policies.quotas.max_sessions`,
+   * `policies.retention`, `policies.retention.messages_days` and so on for each kind. A named field without a value gets its
+   * default.
    */
   updateMask:
     | string[]

@@ -58,6 +58,10 @@ export interface TenantPolicies {
   extractProfile?:
     | boolean
     | undefined;
+  /** Optional. How much the tenant may store and call. */
+  quotas:
+    | TenantQuotas
+    | undefined;
   /** Optional. After how many days what is kept is removed. By default it is kept for ever. */
   retention: TenantRetention | undefined;
 }
@@ -99,6 +103,46 @@ export namespace TenantPolicies_Pii {
   export type REJECT = typeof TenantPolicies_Pii.REJECT;
   export type REDACT = typeof TenantPolicies_Pii.REDACT;
   export type ALLOW = typeof TenantPolicies_Pii.ALLOW;
+}
+
+/**
+ * How much a tenant may store and call, over all its environments and users. A quota that is not set keeps its value; 0 is no
+ * limit, and the default. What a quota refuses: `RESOURCE_EXHAUSTED` (`QUOTA_EXCEEDED`, with the quota's name and its limit in
+ * the metadata), with QuotaFailure and RetryInfo. Answers to a `request_id` that was acknowledged before, reads and removals
+ * are never refused by the first three. A quota takes effect within 5 seconds; one that is below what is there removes
+ * nothing.
+ */
+export interface TenantQuotas {
+  /**
+   * Optional. Live sessions: those that have neither ended, nor expired, nor were deleted. In the first minute after it is set
+   * it may be passed by what other servers create before they know of it.
+   */
+  maxSessions?:
+    | number
+    | undefined;
+  /** Optional. Messages of one thread, without those that were deleted or cleared. */
+  maxMessagesPerThread?:
+    | number
+    | undefined;
+  /**
+   * Optional. Bytes of content in the database: messages, sessions with their context, checkpoints and turns, bundles, memories
+   * with their versions, inputs, drafts with their revisions, artifacts, profiles of projects, prompts and calls of tools.
+   * Measured every minute (of much content more rarely, so that it takes a fiftieth of the time), and what a server has stored
+   * since is added: it may be passed by what several servers store meanwhile. What was removed makes room once it is measured
+   * without it.
+   */
+  maxStoredBytes?:
+    | number
+    | undefined;
+  /**
+   * Optional. Calls in a second, reads too, and openings of streams, 0 to 1,000,000. After a pause as many may come at once.
+   * Each server process counts for itself: three servers of two workers each let six times as many through.
+   */
+  maxCallsPerSecond?:
+    | number
+    | undefined;
+  /** Optional. Calls under way at once, reads too, but not open streams, 0 to 1,000,000. Each server process counts for itself. */
+  maxConcurrentCalls?: number | undefined;
 }
 
 /**
@@ -314,7 +358,14 @@ export const Tenant: MessageFns<Tenant> = {
 };
 
 function createBaseTenantPolicies(): TenantPolicies {
-  return { membership: 0, pii: 0, searchLanguage: "", extractProfile: undefined, retention: undefined };
+  return {
+    membership: 0,
+    pii: 0,
+    searchLanguage: "",
+    extractProfile: undefined,
+    quotas: undefined,
+    retention: undefined,
+  };
 }
 
 export const TenantPolicies: MessageFns<TenantPolicies> = {
@@ -330,6 +381,9 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     }
     if (message.extractProfile !== undefined) {
       writer.uint32(32).bool(message.extractProfile);
+    }
+    if (message.quotas !== undefined) {
+      TenantQuotas.encode(message.quotas, writer.uint32(42).fork()).join();
     }
     if (message.retention !== undefined) {
       TenantRetention.encode(message.retention, writer.uint32(50).fork()).join();
@@ -382,6 +436,14 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
             message.extractProfile = reader.bool();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.quotas = TenantQuotas.decode(reader, reader.uint32());
+            continue;
+          }
           case 6: {
             if (tag !== 50) {
               break;
@@ -411,9 +473,121 @@ export const TenantPolicies: MessageFns<TenantPolicies> = {
     message.pii = object.pii ?? 0;
     message.searchLanguage = object.searchLanguage ?? "";
     message.extractProfile = object.extractProfile ?? undefined;
+    message.quotas = (object.quotas !== undefined && object.quotas !== null)
+      ? TenantQuotas.fromPartial(object.quotas)
+      : undefined;
     message.retention = (object.retention !== undefined && object.retention !== null)
       ? TenantRetention.fromPartial(object.retention)
       : undefined;
+    return message;
+  },
+};
+
+function createBaseTenantQuotas(): TenantQuotas {
+  return {
+    maxSessions: undefined,
+    maxMessagesPerThread: undefined,
+    maxStoredBytes: undefined,
+    maxCallsPerSecond: undefined,
+    maxConcurrentCalls: undefined,
+  };
+}
+
+export const TenantQuotas: MessageFns<TenantQuotas> = {
+  encode(message: TenantQuotas, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.maxSessions !== undefined) {
+      writer.uint32(8).int64(message.maxSessions);
+    }
+    if (message.maxMessagesPerThread !== undefined) {
+      writer.uint32(16).int64(message.maxMessagesPerThread);
+    }
+    if (message.maxStoredBytes !== undefined) {
+      writer.uint32(24).int64(message.maxStoredBytes);
+    }
+    if (message.maxCallsPerSecond !== undefined) {
+      writer.uint32(32).int32(message.maxCallsPerSecond);
+    }
+    if (message.maxConcurrentCalls !== undefined) {
+      writer.uint32(40).int32(message.maxConcurrentCalls);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TenantQuotas {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTenantQuotas();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.maxSessions = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.maxMessagesPerThread = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.maxStoredBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.maxCallsPerSecond = reader.int32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.maxConcurrentCalls = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<TenantQuotas>, I>>(base?: I): TenantQuotas {
+    return TenantQuotas.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<TenantQuotas>, I>>(object: I): TenantQuotas {
+    const message = createBaseTenantQuotas();
+    message.maxSessions = object.maxSessions ?? undefined;
+    message.maxMessagesPerThread = object.maxMessagesPerThread ?? undefined;
+    message.maxStoredBytes = object.maxStoredBytes ?? undefined;
+    message.maxCallsPerSecond = object.maxCallsPerSecond ?? undefined;
+    message.maxConcurrentCalls = object.maxConcurrentCalls ?? undefined;
     return message;
   },
 };
@@ -626,6 +800,17 @@ export type DeepPartial<T> = T extends Builtin ? T
 type KeysOfUnion<T> = T extends T ? keyof T : never;
 export type Exact<P, I extends P> = P extends Builtin ? P
   : P & { [K in keyof P]: Exact<P[K], I[K]> } & { [K in Exclude<keyof I, KeysOfUnion<P>>]: never };
+
+function longToNumber(int64: { toString(): string }): number {
+  const num = globalThis.Number(int64.toString());
+  if (num > globalThis.Number.MAX_SAFE_INTEGER) {
+    throw new globalThis.Error("Value is larger than Number.MAX_SAFE_INTEGER");
+  }
+  if (num < globalThis.Number.MIN_SAFE_INTEGER) {
+    throw new globalThis.Error("Value is smaller than Number.MIN_SAFE_INTEGER");
+  }
+  return num;
+}
 
 export interface MessageFns<T> {
   encode(message: T, writer?: BinaryWriter): BinaryWriter;

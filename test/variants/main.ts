@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url';
 import { startPostgres } from '../../src/dev/postgres.ts';
 
 // The tests with something else between them and the data: `postgres15`, the oldest Postgres that the service works with,
-// `pgbouncer`, in transaction mode, or `pgvector`, those of the extension that the Postgres of memoryd comes without:
-// TEST_PGVECTOR names the folder of one for its version, with `lib/postgresql` and `share/postgresql`. What is not installed
-// is skipped.
+// `pgbouncer`, in transaction mode, both of them (`postgres15 pgbouncer`: what can go through the pooler goes through it), or
+// `pgvector`, those of the extension that the Postgres of memoryd comes without: TEST_PGVECTOR names the folder of one for its
+// version, with `lib/postgresql` and `share/postgresql`. What is not installed is skipped.
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -69,7 +69,8 @@ interface Variant {
   leftOut: Record<string, string>;
   /** If not all are run. */
   only?: string[];
-  start(program: string, folder: string): Promise<Running>;
+  /** Before or upon the Postgres of another variant, if there is one. */
+  start(program: string, folder: string, postgres?: string): Promise<Running>;
 }
 
 const SETTINGS = { fsync: 'off', max_connections: '300', full_page_writes: 'off' };
@@ -200,10 +201,11 @@ async function startWithVector(program: string, folder: string): Promise<Running
   };
 }
 
-/** PgBouncer before the Postgres that comes with memoryd. Only the service goes through it, as the runtime role. */
-async function startPgbouncer(program: string, folder: string): Promise<Running> {
+/** PgBouncer before a Postgres, if none is given the one that comes with memoryd. Only the service goes through it, as the runtime role. */
+async function startPgbouncer(program: string, folder: string, given?: string): Promise<Running> {
   const as = await account();
-  const postgres = await startPostgres({ folder: join(folder, 'postgres'), settings: SETTINGS });
+  const own = given ? undefined : await startPostgres({ folder: join(folder, 'postgres'), settings: SETTINGS });
+  const postgres = given ?? own!.url;
   const port = await freePort();
   const [config, users] = [join(folder, 'pgbouncer.ini'), join(folder, 'users')];
   // The password that test/database.ts gives this role.
@@ -211,7 +213,7 @@ async function startPgbouncer(program: string, folder: string): Promise<Running>
   await writeSecret(
     config,
     `[databases]
-* = host=127.0.0.1 port=${postgres.port}
+* = host=127.0.0.1 port=${new URL(postgres).port}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = ${port}
@@ -230,11 +232,11 @@ max_client_conn = 1000
   };
   const stop = await startServer(program, [config], /process up/, { ...as, cwd: folder }, count);
   return {
-    env: { TEST_POSTGRES_URL: postgres.url, TEST_POOLER: `127.0.0.1:${port}` },
+    env: { TEST_POSTGRES_URL: postgres, TEST_POOLER: `127.0.0.1:${port}` },
     async stop() {
       await stop();
-      await postgres.stop();
-      await rm(dirname(postgres.data), { recursive: true, force: true });
+      await own?.stop();
+      if (own) await rm(dirname(own.data), { recursive: true, force: true });
       if (logins === 0) throw new Error('nothing went through PgBouncer');
       console.log(`${logins} connections went through PgBouncer`);
     },
@@ -246,12 +248,16 @@ async function writeSecret(path: string, text: string, { uid, gid }: { uid?: num
   if (uid !== undefined && gid !== undefined) await chown(path, uid, gid);
 }
 
-async function runTests({ leftOut, only }: Variant, env: Record<string, string>): Promise<number> {
+async function runTests(
+  { leftOut, only }: Pick<Variant, 'leftOut' | 'only'>,
+  env: Record<string, string>,
+): Promise<number> {
   const files = (names: string[]) => names.map((name) => `test/${name}.test.ts`);
   // Files that are named come beside those of the configuration, so this is overridden.
   const which = only
     ? ['--spec', ...files(only), '--ignore', `test/!(${only.join('|')}).test.ts`]
     : files(Object.keys(leftOut)).flatMap((file) => ['--ignore', file]);
+  for (const [file, why] of only ? [] : Object.entries(leftOut)) console.log(`left out: ${file}.test.ts, as ${why}`);
   const child = spawn(process.execPath, ['node_modules/mocha/bin/mocha.js', ...which], {
     cwd: ROOT,
     env: { ...process.env, ...env },
@@ -261,26 +267,44 @@ async function runTests({ leftOut, only }: Variant, env: Record<string, string>)
   return code ?? 1;
 }
 
-const name = process.argv[2] ?? '';
-const variant = VARIANTS[name];
-if (!variant) throw new Error(`name one of ${Object.keys(VARIANTS).join(', ')}`);
-const program = await findProgram(variant);
-if (!program) {
-  console.log(`skipped: ${name} is not installed (no ${variant.program} in ${variant.folders.join(', ')})`);
-} else {
+/** Starts a variant in a folder of its own, where it is installed. */
+async function open(name: string, postgres: string | undefined): Promise<Running | undefined> {
+  const variant = VARIANTS[name];
+  if (!variant) throw new Error(`name one of ${Object.keys(VARIANTS).join(', ')}`);
+  const program = await findProgram(variant);
+  if (!program) {
+    console.log(`skipped: ${name} is not installed (no ${variant.program} in ${variant.folders.join(', ')})`);
+    return undefined;
+  }
   const folder = await mkdtemp(join(tmpdir(), `memoryd-${name}-`));
   await chmod(folder, 0o755);
   const { uid, gid } = await account();
   if (uid !== undefined && gid !== undefined) await chown(folder, uid, gid);
   if (!program.endsWith('.so')) console.log(await output(program, ['--version']));
-  for (const [file, why] of Object.entries(variant.leftOut)) console.log(`left out: ${file}.test.ts, as ${why}`);
-  const running = await variant.start(program, folder);
-  // Told to end, the tests end first, as they are told as well.
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => {});
-  try {
-    process.exitCode = await runTests(variant, running.env);
-  } finally {
-    await running.stop();
-    await rm(folder, { recursive: true, force: true });
+  const { env, stop } = await variant.start(program, folder, postgres);
+  return {
+    env,
+    async stop() {
+      await stop();
+      await rm(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+const names = process.argv.slice(2);
+const running: (Running & Variant)[] = [];
+// Told to end, the tests end first, as they are told as well.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => {});
+try {
+  for (const name of names) {
+    const opened = await open(name, running.at(-1)?.env.TEST_POSTGRES_URL);
+    if (opened) running.push({ ...VARIANTS[name]!, ...opened });
   }
+  const [lower, upper] = running;
+  if (lower) process.exitCode = await runTests({ ...lower, ...upper }, { ...lower.env, ...upper?.env });
+  // What goes past the upper one.
+  const only = Object.keys(upper?.leftOut ?? {}).filter((file) => !lower!.leftOut[file]);
+  if (only.length > 0) process.exitCode ||= await runTests({ leftOut: {}, only }, lower!.env);
+} finally {
+  for (const { stop } of running.reverse()) await stop();
 }

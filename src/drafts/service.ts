@@ -141,7 +141,7 @@ async function compare(
     [content, after.content],
     [sourcesText(sources), sourcesText(after.sources)],
   ];
-  const [ofContent, ofSources] = await inThread(call.limits, 'diff', pairs, names);
+  const [ofContent, ofSources] = await inThread(call, 'diff', pairs, names);
   return {
     before: revision,
     contentDiff: ofContent!.text,

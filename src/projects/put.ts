@@ -16,7 +16,7 @@ export async function checkProfile(check: Check, path: string, given: Omit<Profi
   const before = check.violations.length;
   check.content(`${path}yaml`, given.yaml, PROFILE_BYTES);
   if (check.violations.length > before) return;
-  for (const { line, column, description } of await inThread(call.limits, 'check', given.yaml)) {
+  for (const { line, column, description } of await inThread(call, 'check', given.yaml)) {
     check.that(false, `${path}yaml`, `line ${line}, column ${column}: ${description}`);
   }
 }
@@ -44,7 +44,7 @@ export async function prepareProfile(
 }
 
 async function merged(call: Call, path: string, state: ProfileState, yaml: string, base: number): Promise<string> {
-  const result = await inThread(call.limits, 'merge', state.baseYaml ?? NOTHING, yaml, state.yaml);
+  const result = await inThread(call, 'merge', state.baseYaml ?? NOTHING, yaml, state.yaml);
   if ('conflicts' in result) throw mergeConflict(result.conflicts, base, state.newest);
   const fault = 'faults' in result ? result.faults[0]!.description : 'over 256 KiB';
   if ('faults' in result || Buffer.byteLength(result.yaml) > PROFILE_BYTES)

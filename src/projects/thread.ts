@@ -8,44 +8,99 @@ import type { Answer, Jobs } from './worker.ts';
 // Reading 256 KiB of YAML takes a third of a second, merging three such documents one to two, and what is made to be slow ten
 // times as long: none of it happens in the event loop.
 const LIMIT_MS = 10_000;
-const MAX_WAITING = 200;
+/** A tenant has one of them at most, so that what takes one of them long keeps only itself waiting. */
+const THREADS = 2;
+/** Of a tenant. All tenants together are bounded by the calls that may be in flight. */
+const MAX_WAITING = 100;
 
-let worker: Worker | undefined;
-let waiting = 0;
-let last: Promise<unknown> = Promise.resolve();
+interface Order {
+  job: keyof Jobs;
+  given: unknown[];
+  resolve(answer: unknown): void;
+  reject(error: Error): void;
+}
 
-/** Has the thread that all calls of this process share do something with documents. It is started by the first. */
+interface Line {
+  /** A thread works for it. */
+  served: boolean;
+  waiting: Order[];
+}
+
+/** The lines of the tenants, that of whoever was served last at the end. */
+const lines = new Map<string, Line>();
+const idle: Worker[] = [];
+let threads = 0;
+
+/** Has one of the threads that all calls of this process share do something with documents: for each tenant in turn. */
 export async function inThread<Name extends keyof Jobs>(
-  limits: Limits,
+  { identity: { tenant }, limits }: { identity: { tenant: string }; limits: Limits },
   job: Name,
   ...given: Parameters<Jobs[Name]>
 ): Promise<ReturnType<Jobs[Name]>> {
-  if (waiting >= MAX_WAITING) throw exhausted('DOCUMENTS_BUSY', 'too many documents wait to be read', 1000);
-  waiting++;
-  const turn = last.then(() => {
-    if (limits.signal?.aborted || Date.now() >= limits.deadline) throw new Interrupted('the call is over');
-    return done(job, given);
-  });
-  last = turn.catch(() => {}).finally(() => waiting--);
-  return new Promise((resolve, reject) => {
-    const late = () => reject(new Interrupted('no time left to wait for the thread'));
-    const timer = setTimeout(late, Math.max(0, limits.deadline - Date.now()));
-    (turn as Promise<ReturnType<Jobs[Name]>>).then(resolve, reject).finally(() => clearTimeout(timer));
+  const line = lines.get(tenant) ?? { served: false, waiting: [] };
+  if (line.waiting.length >= MAX_WAITING) throw exhausted('DOCUMENTS_BUSY', 'too many documents wait to be read', 1000);
+  const { promise, ...settle } = Promise.withResolvers<unknown>();
+  const order: Order = { job, given, ...settle };
+  line.waiting.push(order);
+  lines.set(tenant, line);
+  const leave = () => {
+    line.waiting = line.waiting.filter((one) => one !== order);
+    order.reject(new Interrupted('no time left to wait for the thread'));
+  };
+  const timer = setTimeout(leave, Math.max(0, limits.deadline - Date.now()));
+  limits.signal?.addEventListener('abort', leave);
+  if (limits.signal?.aborted) leave();
+  serve();
+  try {
+    return (await promise) as ReturnType<Jobs[Name]>;
+  } finally {
+    clearTimeout(timer);
+    limits.signal?.removeEventListener('abort', leave);
+  }
+}
+
+/** Gives the threads that have nothing to do to those who wait. */
+function serve(): void {
+  for (const [tenant, line] of lines) {
+    if (line.served) continue;
+    const order = line.waiting[0];
+    if (!order) {
+      lines.delete(tenant);
+      continue;
+    }
+    const thread = idle.pop() ?? start();
+    if (!thread) return;
+    line.waiting.shift();
+    line.served = true;
+    lines.delete(tenant);
+    lines.set(tenant, line);
+    done(thread, order).finally(() => {
+      line.served = false;
+      serve();
+    });
+  }
+}
+
+function start(): Worker | undefined {
+  if (threads === THREADS) return undefined;
+  threads++;
+  return startThread('documents', import.meta.url, (ended) => {
+    threads--;
+    if (idle.includes(ended)) idle.splice(idle.indexOf(ended), 1);
   });
 }
 
-function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {
-  worker ??= startThread('documents', import.meta.url, (ended) => {
-    if (worker === ended) worker = undefined;
-  });
-  const busy = worker;
-  return new Promise((resolve, reject) => {
+/** Has a thread do it. It resolves when the thread is free again, or gone. */
+function done(thread: Worker, { job, given, resolve, reject }: Order): Promise<void> {
+  return new Promise((over) => {
     const end = () => {
       clearTimeout(timer);
-      busy.off('message', answered).off('exit', died);
-      busy.unref(); // an idle thread keeps no process running
+      thread.off('message', answered).off('exit', died);
+      thread.unref(); // an idle thread keeps no process running
+      over();
     };
     const answered = (message: Answer) => {
+      idle.push(thread);
       end();
       if ('answer' in message) resolve(message.answer);
       else reject(new Error(`${job} failed: ${message.failure}`));
@@ -54,9 +109,9 @@ function done(job: keyof Jobs, given: unknown[]): Promise<unknown> {
       end();
       reject(unavailable('DOCUMENTS_AWAY', 'the documents cannot be read'));
     };
-    const timer = setTimeout(() => busy.terminate(), LIMIT_MS);
-    busy.on('message', answered).on('exit', died);
-    busy.ref();
-    busy.postMessage({ job, given });
+    const timer = setTimeout(() => thread.terminate(), LIMIT_MS);
+    thread.on('message', answered).on('exit', died);
+    thread.ref();
+    thread.postMessage({ job, given });
   });
 }

@@ -4,6 +4,7 @@ import { expect } from 'chai';
 import { Snapshot_Kind, Snapshot_UploadState } from '../src/gen/memory/v1/artifact.ts';
 import type { RunningServer } from '../src/server.ts';
 import { commitOf, projectId, registerInput, saveSection, writeDocument } from './fixtures/documents.ts';
+import { holdRows } from './fixtures/rows-held.ts';
 import {
   allPages,
   type Clients,
@@ -101,6 +102,36 @@ describe('artifacts', () => {
     const { profile } = await client.artifact.putProjectProfile({ ...put, reopen: true });
     expect(profile).to.deep.include({ version: profileVersion + 1, locked: false });
     expect(await saveSection(client, 'intro', 'goes on')).to.equal(3);
+  });
+
+  it('lock the newest version of the profile, whatever is put at the same time', async () => {
+    const { sections, profileVersion: newest } = await writeDocument(client);
+    const commit = async () => (await client.artifact.commitArtifact(commitOf({ sections }))).artifact!;
+    const put = (reopen = false) =>
+      client.artifact.putProjectProfile({ projectId, yaml: 'title: other\n', baseVersion: newest, reopen });
+    const profile = 'select version from project_profiles for update';
+    const locked = async () =>
+      (await client.artifact.listProjectProfileVersions({ projectId })).versions.map((version) => version.locked);
+
+    // What the put is prepared from is not locked yet when it comes to write.
+    let held = await holdRows(tenant, profile);
+    const committing = commit();
+    await held.awaited(1);
+    const late = failure(put());
+    await held.awaited(2);
+    await held.letGo();
+    expect((await committing).profileVersion).to.equal(newest);
+    expect(await late).to.include({ code: FAILED_PRECONDITION, reason: 'PROFILE_LOCKED' });
+
+    held = await holdRows(tenant, profile);
+    const putting = put(true);
+    await held.awaited(1);
+    const after = commit();
+    await held.awaited(2);
+    await held.letGo();
+    expect((await putting).profile!.version).to.equal(newest + 1);
+    expect((await after).profileVersion).to.equal(newest + 1);
+    expect(await locked()).to.deep.equal([true, true, false, false]);
   });
 
   it('take the profile at a named version, and none where the project has none', async () => {

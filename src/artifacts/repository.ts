@@ -2,7 +2,7 @@ import { status } from '@grpc/grpc-js';
 import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
 import { change, json, pointRead, query, rowFromJson } from '../db/statement.ts';
-import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import {
   type Approval,
@@ -12,6 +12,7 @@ import {
   Snapshot_Kind,
   Snapshot_UploadState,
 } from '../gen/memory/v1/artifact.ts';
+import { holdProfile } from '../projects/repository.ts';
 import { invalid, notFound, RpcError } from '../rpc/errors.ts';
 import { READABLE } from '../sessions/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
@@ -135,7 +136,7 @@ export interface Commit extends Content {
 export async function commitArtifact(tx: TenantTx, commit: Commit, snapshotId: string) {
   const { projectId, artifactKey, sections, finalOutput, reviewers, approvals, gateStage, metadata, sessionId } =
     commit;
-  return tx.final(COMMIT, [
+  const values = [
     uuidv7(),
     projectId,
     artifactKey,
@@ -150,7 +151,10 @@ export async function commitArtifact(tx: TenantTx, commit: Commit, snapshotId: s
     json(metadata ?? {}),
     sessionId || null,
     snapshotId,
-  ]);
+  ];
+  // A put that comes first makes the version that is committed, and one that comes later finds it locked.
+  const [, committed] = await together([holdProfile(tx, projectId), tx.final(COMMIT, values)]);
+  return committed;
 }
 
 const WHY = query<{ missing: number[] | null; profile: boolean; session: boolean }>(`

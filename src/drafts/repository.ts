@@ -136,7 +136,7 @@ export async function saveRevision(tx: TenantTx, next: NewRevision): Promise<Rev
   const statement = next.restoredRevision > 0 ? RESTORE : SAVE;
   // With a profile, COMMIT has to wait until both are known to have been written.
   const [rows] = profile
-    ? await together([tx.query(statement, values), putProfile(tx.step.query, profile)])
+    ? await together([tx.query(statement, values), putProfile(tx.step, profile)])
     : [await tx.final(statement, values)];
   if (rows.length === 0) throw new Outdated('the section has changed');
   return rows;

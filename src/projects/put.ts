@@ -34,13 +34,14 @@ export async function prepareProfile(
   const state = await profileState(call.db, projectId, baseVersion);
   if (baseVersion > 0 && !state?.baseYaml) throw notFound('base version');
   const newest = state?.newest ?? 0;
-  if (!state) return { put: { projectId, yaml, baseVersion, merged: false, newest }, newest };
+  const put = { projectId, baseVersion, newest, reopen };
+  if (!state) return { put: { ...put, yaml, merged: false }, newest };
 
   const fresh = baseVersion === newest || (baseVersion === 0 && state.stub);
   const result = fresh ? yaml : await merged(call, path, state, yaml, baseVersion);
   if (result === state.yaml) return { put: undefined, newest };
   if (state.locked && !reopen) throw profileLocked(newest);
-  return { put: { projectId, yaml: result, baseVersion, merged: !fresh, newest }, newest };
+  return { put: { ...put, yaml: result, merged: !fresh }, newest };
 }
 
 async function merged(call: Call, path: string, state: ProfileState, yaml: string, base: number): Promise<string> {

@@ -1,7 +1,7 @@
 import { queuedProfiles } from '../artifacts/snapshots.ts';
 import { audited, requested } from '../db/change.ts';
 import { change, pointRead, query } from '../db/statement.ts';
-import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ProjectProfile } from '../gen/memory/v1/project_profile.ts';
 import { notFound } from '../rpc/errors.ts';
@@ -75,9 +75,20 @@ export interface PutProfile {
   merged: boolean;
   /** The newest version, which this one replaces. 0 if there is none. */
   newest: number;
+  /** Also if that is locked. */
+  reopen: boolean;
 }
 
 export type PutRow = Pick<ProfileRow, 'version'> & { created: boolean };
+
+const HOLD = query<{ version: number }>(`
+  select p.version from project_profiles p where p.tenant_id = $1 and p.env = $2 and p.project_id = $4 for no key update`);
+
+/**
+ * Keeps others from making or locking versions of a project's profile until the transaction ends. It has to be a statement
+ * of its own: the next one sees what those did who held it before.
+ */
+export const holdProfile = (tx: TenantTx, projectId: string) => tx.query(HOLD, [projectId]);
 
 const PUT = change<PutRow>(`
   with made as (
@@ -87,7 +98,9 @@ const PUT = change<PutRow>(`
     returning version, update_time
   ), moved as (
     update project_profiles p set version = p.version + 1, update_time = greatest(p.update_time, clock_timestamp()), updated_by = $3
-    where p.tenant_id = $1 and p.env = $2 and p.project_id = $11 and p.version = $15
+    where p.tenant_id = $1 and p.env = $2 and p.project_id = $11 and p.version = $15 and ($16::boolean or not exists (
+      select from project_profile_versions v
+      where v.tenant_id = $1 and v.env = $2 and v.project_id = $11 and v.version = $15 and v.lock_time is not null))
     returning p.version, p.update_time
   ), content as (
     insert into project_profile_versions (tenant_id, env, project_id, version, yaml, base_version, merged, create_time, created_by)
@@ -103,10 +116,14 @@ const PUT = change<PutRow>(`
   })}, ${requested('content')}
   select * from content`);
 
-/** Makes the version after `newest`. Refuses as `Outdated` if there is one already. */
-export async function putProfile(run: TenantTx['query'], put: PutProfile): Promise<PutRow[]> {
-  const rows = await run(PUT, [put.projectId, put.yaml, put.baseVersion, put.merged, put.newest]);
-  if (rows.length === 0) throw new Outdated('the profile has a newer version');
+/** Makes the version after `newest`. Refuses as `Outdated` if there is one already, or `newest` was locked meanwhile. */
+export async function putProfile(tx: TenantTx, put: PutProfile): Promise<PutRow[]> {
+  const { projectId, yaml, baseVersion, merged, newest, reopen } = put;
+  const [, rows] = await together([
+    holdProfile(tx, projectId),
+    tx.final(PUT, [projectId, yaml, baseVersion, merged, newest, reopen]),
+  ]);
+  if (rows.length === 0) throw new Outdated('the profile has changed');
   return rows;
 }
 

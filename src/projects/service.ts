@@ -31,7 +31,7 @@ export const projectHandlers: Pick<Handlers<typeof ArtifactServiceService>, Prof
       call,
       request,
       () => prepareProfile(call, projectId, '', request),
-      (tx, { put, newest }) => (put ? putProfile(tx.final, put) : keepProfile(tx, newest)),
+      (tx, { put, newest }) => (put ? putProfile(tx, put) : keepProfile(tx, newest)),
     );
     if (row!.created) call.count('created', 'project_profiles', 1);
     return { profile: profileFromRow(await getProfile(call.db, projectId, row!.version)), created: row!.created };

@@ -21,15 +21,15 @@ export const DOCUMENTS: Mutant[] = [
   mutant(
     'a draft is saved though the profile that came with it was not',
     'src/drafts/repository.ts',
-    'await together([tx.query(statement, values), putProfile(tx.step.query, profile)])',
+    'await together([tx.query(statement, values), putProfile(tx.step, profile)])',
     'await Promise.all([tx.final(statement, values), []])',
     'drafts',
   ),
   mutant(
     'a profile is stored though the draft that it came with was not',
     'src/drafts/repository.ts',
-    'await together([tx.query(statement, values), putProfile(tx.step.query, profile)])',
-    '[await tx.query(statement, values), await putProfile(tx.final, profile)]',
+    'await together([tx.query(statement, values), putProfile(tx.step, profile)])',
+    '[await tx.query(statement, values), await putProfile(tx, profile)]',
     'drafts',
   ),
   mutant(
@@ -45,6 +45,27 @@ export const DOCUMENTS: Mutant[] = [
     'and p.project_id = $11 and p.version = $15',
     'and p.project_id = $11 and $15 > 0',
     'project-profiles',
+  ),
+  mutant(
+    'a put that was prepared before a commit passes its lock',
+    'src/projects/repository.ts',
+    'v.version = $15 and v.lock_time is not null',
+    'v.version = $15 and v.lock_time < v.create_time',
+    'artifacts',
+  ),
+  mutant(
+    'an artifact takes the profile that was the newest before it waited for a put',
+    'src/artifacts/repository.ts',
+    'await together([holdProfile(tx, projectId), tx.final(COMMIT, values)])',
+    'await together([[], tx.final(COMMIT, values)])',
+    'artifacts',
+  ),
+  mutant(
+    'one tenant has all threads that read documents',
+    'src/projects/thread.ts',
+    'if (line.served) continue;',
+    '',
+    'document-thread',
   ),
   mutant(
     'a locked profile is changed without a word',

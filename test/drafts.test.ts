@@ -2,24 +2,20 @@ import { randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import { applyPatch } from 'diff';
-import pg from 'pg';
 import type { DraftRevision } from '../src/gen/memory/v1/draft.ts';
 import type { RunningServer } from '../src/server.ts';
+import { holdRows } from './fixtures/rows-held.ts';
 import {
   allPages,
-  appUrl,
   type Clients,
   connect,
   failure,
   headersOf,
   metadataOf,
   newTenant,
-  ownerUrl,
   rowCounts,
-  runSql,
   startTestServer,
   tenantSql,
-  until,
 } from './support.ts';
 
 const STALE = { code: status.ABORTED, reason: 'STALE_FENCING_TOKEN' };
@@ -177,24 +173,28 @@ describe('drafts', () => {
   it('refuse a save whose lock is lost while it waits to write', async () => {
     const token = await lock('a');
     await save(token, 'before');
-    const taker = new pg.Client({ connectionString: appUrl() });
-    await taker.connect();
-    try {
-      const scope = `set local app.tenant_id = '${tenant}'; set local app.env = 'dev'`;
-      const [{ pid }] = (await taker.query('select pg_backend_pid() as pid')).rows;
-      await taker.query(`begin; ${scope}; update drafts set lease_holder = 'b', fencing_token = fencing_token + 1`);
-      const saving = failure(save(token, 'in between', { profileChange: { yaml: 'a: 1\n' } }));
-      await until(async () => {
-        const blocked = 'select 1 from pg_stat_activity where $1 = any (pg_blocking_pids(pid))';
-        return (await runSql(ownerUrl(), blocked, [pid])).length > 0;
-      });
-      await taker.query('commit');
-      expect(await saving).to.include(STALE);
-    } finally {
-      await taker.end();
-    }
+    const taker = await holdRows(tenant, `update drafts set lease_holder = 'b', fencing_token = fencing_token + 1`);
+    const saving = failure(save(token, 'in between', { profileChange: { yaml: 'a: 1\n' } }));
+    await taker.awaited(1);
+    await taker.letGo();
+    expect(await saving).to.include(STALE);
     expect((await get()).revision).to.include({ revision: 1, content: 'before' });
     expect((await failure(profile())).code).to.equal(status.NOT_FOUND);
+  });
+
+  it('are read with the newest of their revisions, also while another one is saved', async () => {
+    const token = await lock();
+    await save(token, '0');
+    let saving = true;
+    const reading = Array.from({ length: 4 }, async () => {
+      while (saving) {
+        const { draft, revision } = await get();
+        expect(revision).to.include({ revision: draft!.revision, content: String(draft!.revision - 1) });
+      }
+    });
+    for (let i = 1; i <= 40; i++) await save(token, String(i));
+    saving = false;
+    await Promise.all(reading);
   });
 
   it('number what one editor saves at once without a gap, each compared with the one before', async () => {

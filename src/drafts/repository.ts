@@ -1,6 +1,6 @@
 import { audited, requested } from '../db/change.ts';
 import { held, type LeaseState, stateOf } from '../db/lease.ts';
-import { change, json, pointRead, query } from '../db/statement.ts';
+import { change, json, pointRead, query, rowFromJson } from '../db/statement.ts';
 import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Draft, DraftRevision } from '../gen/memory/v1/draft.ts';
@@ -174,24 +174,45 @@ const DRAFT = `t.project_id, t.section_id, t.revision, t.create_time, t.update_t
     ${stateOf('t')}`;
 const OF_DRAFT = 'r.tenant_id = $1 and r.env = $2 and r.project_id = t.project_id and r.section_id = t.section_id';
 
-const GET = pointRead<DraftRow>(`
+const newest = (where: string) => `
   select ${DRAFT}, r.size_bytes, r.profile_version, r.lock_time is not null as locked from drafts t
   join draft_revisions r on ${OF_DRAFT} and r.revision = t.revision
-  where t.tenant_id = $1 and t.env = $2 and t.project_id = $4 and t.section_id = $5`);
+  where t.tenant_id = $1 and t.env = $2 and t.project_id = $4 and ${where}`;
 
-export async function getDraft(db: TenantDb, { projectId, sectionId }: Section): Promise<DraftRow> {
-  const [row] = await db.query(GET, [projectId, sectionId]);
+const EXISTS = pointRead<{ revision: number }>(
+  `select t.revision from drafts t where t.tenant_id = $1 and t.env = $2 and t.project_id = $4 and t.section_id = $5 and t.revision > 0`,
+);
+
+export async function checkDraft(db: TenantDb, { projectId, sectionId }: Section): Promise<void> {
+  if ((await db.query(EXISTS, [projectId, sectionId])).length === 0) throw notFound('draft');
+}
+
+// One statement, so that the draft and its revision agree.
+const GET = query<Partial<RevisionRow & Content> & { draft: Record<string, unknown> }>(`
+  select to_jsonb(draft) as draft, ${REVISION}, ${CONTENT} from (${newest('t.section_id = $5')}
+  ) draft
+  left join draft_revisions r on r.tenant_id = $1 and r.env = $2 and r.project_id = $4 and r.section_id = $5
+    and r.revision = coalesce(nullif($6::bigint, 0), draft.revision)`);
+
+/** A draft, and a revision of it, or the newest if that is 0. */
+export async function getDraft(
+  db: TenantDb,
+  { projectId, sectionId }: Section,
+  wanted: number,
+): Promise<{ draft: DraftRow; revision: RevisionRow & Content }> {
+  const [row] = await db.query(GET, [projectId, sectionId, wanted]);
   if (!row) throw notFound('draft');
-  return row;
+  const { draft, ...revision } = row;
+  if (revision.revision === null) throw notFound('revision');
+  return { draft: rowFromJson(draft) as DraftRow, revision: revision as RevisionRow & Content };
 }
 
 const GET_REVISION = query<RevisionRow & Content>(`
   select ${REVISION}, ${CONTENT} from draft_revisions r
   where r.tenant_id = $1 and r.env = $2 and r.project_id = $4 and r.section_id = $5
-    and r.revision = coalesce(nullif($6::bigint, 0), (
-      select t.revision from drafts t where t.tenant_id = $1 and t.env = $2 and t.project_id = $4 and t.section_id = $5))`);
+    and r.revision = $6::bigint`);
 
-/** A revision of a section, or the newest if that is 0. */
+/** A revision of a section. */
 export async function getRevision(
   db: TenantDb,
   { projectId, sectionId }: Section,
@@ -202,10 +223,7 @@ export async function getRevision(
   return row;
 }
 
-const LIST = pointRead<DraftRow>(`
-  select ${DRAFT}, r.size_bytes, r.profile_version, r.lock_time is not null as locked from drafts t
-  join draft_revisions r on ${OF_DRAFT} and r.revision = t.revision
-  where t.tenant_id = $1 and t.env = $2 and t.project_id = $4 and t.section_id > $5
+const LIST = pointRead<DraftRow>(`${newest('t.section_id > $5')}
   order by t.section_id limit $6::int`);
 
 export async function listDrafts(

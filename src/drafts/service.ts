@@ -1,4 +1,3 @@
-import { together } from '../db/transaction.ts';
 import type { ArtifactServiceService } from '../gen/memory/v1/artifact_service.ts';
 import { hasInputs } from '../inputs/repository.ts';
 import { checkProfile, prepareProfile } from '../projects/put.ts';
@@ -14,6 +13,7 @@ import {
   type Before,
   beforeSave,
   type Content,
+  checkDraft,
   draftFromRow,
   draftSize,
   getDraft,
@@ -66,10 +66,7 @@ export const draftHandlers: Pick<Handlers<typeof ArtifactServiceService>, DraftM
     check.seq('revision', request.revision);
     check.done();
 
-    const [draft, revision] = await together([
-      getDraft(call.db, request),
-      getRevision(call.db, request, request.revision),
-    ]);
+    const { draft, revision } = await getDraft(call.db, request, request.revision);
     call.count('read', 'draft_revisions', 1);
     return { draft: draftFromRow(draft), revision: revisionFromRow(revision) };
   },
@@ -95,7 +92,7 @@ export const draftHandlers: Pick<Handlers<typeof ArtifactServiceService>, DraftM
 
     const page = call.page(request);
     const found = await listRevisions(call.db, request, page.after?.[0], page.limit);
-    if (found.length === 0 && !page.after) await getDraft(call.db, request);
+    if (found.length === 0 && !page.after) await checkDraft(call.db, request);
     const { rows, nextPageToken } = page.cut(
       found,
       (row) => [String(row.revision)],

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -198,6 +198,18 @@ describe('rehydration', function () {
     expect(await refused()).to.contain(`${other}: it is not the snapshot that its name says. Nothing was restored`);
     const rows = await runSql(fresh.owner, 'select from artifacts where tenant_id = $1', [tenant]);
     expect(rows).to.have.length(0);
+  });
+
+  it('leaves out what somebody else keeps beside the snapshots, and names it', async () => {
+    const client = await clientOf(lost, store());
+    await client.artifact.commitArtifact(commitOf(await writeDocument(client)));
+    await stored(client);
+    await writeFile(join(files(), '.DS_Store'), 'not ours');
+    await mkdir(join(files(), 'old'));
+    const said = await done();
+    expect(said).to.contain('left out .DS_Store, which is no snapshot');
+    expect(said).to.contain('left out old, which is no snapshot');
+    expect(said).to.contain('restored 4 snapshots; 0 were there already');
   });
 
   it('refuses to change what is there otherwise, names it, and stores nothing of that snapshot', async () => {

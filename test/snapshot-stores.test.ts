@@ -1,10 +1,11 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect } from 'chai';
 import { UserError } from '../src/errors.ts';
+import { folderOf } from '../src/snapshots/archive.ts';
 import { openStore, storeUrl } from '../src/snapshots/open.ts';
 import { type SnapshotFile, type Store, StoreError } from '../src/snapshots/store.ts';
 import { type DriveServer, driveError, startDrive } from './fixtures/drive-server.ts';
@@ -109,6 +110,17 @@ describe('snapshot stores', () => {
       expect((await readdir(folder)).sort()).to.deep.equal(['.unfinished-1', 'a.tar']);
     });
 
+    it('keep what may still be written, and remove what no process writes any more', async () => {
+      const store = await opened.folder!();
+      await store.put(FOLDER, fileOf('a.tar', 'whole'), never);
+      const folder = join(temporary, 'snapshots', FOLDER);
+      for (const name of ['.unfinished-now', '.unfinished-old', 'old']) await writeFile(join(folder, name), 'half');
+      const before = Date.now() / 1000 - 3601;
+      for (const name of ['.unfinished-old', 'old', 'a.tar']) await utimes(join(folder, name), before, before);
+      await store.put(FOLDER, fileOf('b.tar', 'next'), never);
+      expect((await readdir(folder)).sort()).to.deep.equal(['.unfinished-now', 'a.tar', 'b.tar', 'old']);
+    });
+
     it('leave nothing behind that could not be written, and name the cause', async () => {
       const store = await opened.folder!();
       await writeFile(join(temporary, 'snapshots'), 'a file where the folder should be');
@@ -126,9 +138,27 @@ describe('snapshot stores', () => {
       const store = await opened.S3!();
       expect(await store.put(FOLDER, inParts(), never)).to.equal(`s3://bucket/kept/${FOLDER}/large.tar`);
       const steps = s3.seen.map((line) => line.replace(/^(\w+) .*?\?(uploads|partNumber=\d|uploadId).*/, '$1 $2'));
-      expect(steps.slice(1).sort()).to.have.lengthOf(5);
+      expect(steps.slice(2).sort()).to.have.lengthOf(5);
       expect(s3.seen.filter((line) => /partNumber=/.test(line))).to.have.lengthOf(3);
       expect(s3.unfinished.size).to.equal(0);
+    });
+
+    it('end what a killed process left of the same file, and nothing else, where they may', async () => {
+      const store = await opened.S3!();
+      const file = inParts();
+      const others = { ...file, name: 'large.tar.other' };
+      // Whoever is killed sends no more, not even that it gives up.
+      const killed = { cutAfter: 0 };
+      s3.fault = (request) => (isPart(request) || request.method === 'DELETE' ? killed : undefined);
+      await Promise.all([file, others].map((one) => refused(store.put(FOLDER, one, never))));
+      expect(s3.unfinished.size).to.equal(2);
+      s3.fault = failing(1, ({ url }) => url.searchParams.has('uploads'), s3Error(403, 'AccessDenied'));
+      await store.put(FOLDER, file, never);
+      expect(s3.unfinished.size).to.equal(2);
+      s3.objects.clear();
+      await store.put(FOLDER, file, never);
+      expect(s3.unfinished.size).to.equal(1);
+      expect((await store.get(FOLDER, file.name)).equals(file.bytes)).to.equal(true);
     });
 
     it('go on over busy answers and connections that break in a part', async () => {
@@ -233,6 +263,24 @@ describe('snapshot stores', () => {
       await store.put(FOLDER, file, never);
       expect([...(await store.list(FOLDER)).keys()]).to.deep.equal(['a.tar']);
     });
+  });
+
+  it('keep projects apart, however their names look', () => {
+    const cut = folderOf({ tenant: 'acme', env: 'dev', projectId: 'x'.repeat(90) }).split('/')[2]!;
+    const names = [
+      'x'.repeat(90),
+      'x'.repeat(91),
+      cut,
+      decodeURIComponent(cut),
+      'a~b',
+      'a%7eb',
+      'a/b',
+      'a%2Fb',
+      '.',
+      '%2e',
+    ];
+    const folders = new Set(names.map((projectId) => folderOf({ tenant: 'acme', env: 'dev', projectId })));
+    expect(folders.size).to.equal(new Set(names).size);
   });
 
   it('have URLs without credentials, with nothing that they do not know', () => {

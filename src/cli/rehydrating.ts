@@ -16,7 +16,7 @@ export interface RehydrateOptions {
 export async function runRehydrate({ tenant, env, project, from }: RehydrateOptions): Promise<void> {
   let what = '';
   const shown = progress(() => what);
-  const { restored, there, missing } = await direct(async (context) => {
+  const { restored, there, missing, strangers } = await direct(async (context) => {
     checked((check) => {
       check.slug('env', env);
       check.id('project', project);
@@ -31,6 +31,7 @@ export async function runRehydrate({ tenant, env, project, from }: RehydrateOpti
       }),
     );
   }).finally(shown.end);
+  for (const name of strangers) console.error(`memoryd: left out ${name}, which is no snapshot`);
   for (const version of missing) console.error(`memoryd: the store has no snapshot of the ${version}`);
   console.error(`restored ${restored} snapshots; ${there} were there already`);
 }

@@ -29,9 +29,9 @@ export class BadSnapshot extends Error {}
 
 const sha256 = (bytes: Uint8Array | string) => createHash('sha256').update(bytes).digest('hex');
 
-/** A caller's name as a part of a file's name. Long ones are cut, and told apart by a hash. */
+/** A caller's name as a part of a file's name. Long ones are cut, and told apart by a hash after a mark that no other name has. */
 function word(text: string): string {
-  const safe = encodeURIComponent(text).replace(/[.*'()!]/g, (c) => `%${c.charCodeAt(0).toString(16)}`);
+  const safe = encodeURIComponent(text).replace(/[.*'()!~]/g, (c) => `%${c.charCodeAt(0).toString(16)}`);
   return safe.length <= 80 ? safe : `${safe.slice(0, 60)}~${sha256(text).slice(0, 16)}`;
 }
 
@@ -67,6 +67,9 @@ export function pack(subject: Subject, parts: Parts): SnapshotFile {
 
 const nameOf = ({ kind, artifactKey, version }: Subject, checksum: string) =>
   `${kind}${artifactKey && `-${word(artifactKey)}`}-v${version}-${checksum}.tar`;
+
+/** Whether a file of this name is a snapshot: what others left beside them is not. */
+export const isSnapshot = (name: string): boolean => /^(artifact-[^/]+|profile)-v\d+-[0-9a-f]{64}\.tar$/.test(name);
 
 /** The parts of a snapshot, each as it was stored. */
 export function unpack(name: string, bytes: Buffer): { subject: Subject; parts: Parts; sha256: string } {

@@ -1,11 +1,12 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { type SnapshotFile, type Store, StoreError } from './store.ts';
 
-/** What is being written: a process that is killed leaves it behind. */
+/** What is being written: a process that is killed leaves it behind. After an hour nobody writes it any more. */
 const UNFINISHED = '.unfinished-';
+const LEFT_BEHIND_MS = 60 * 60_000;
 
 const FINAL = new Set(['EACCES', 'EPERM', 'EROFS', 'ENOTDIR', 'EISDIR', 'ENAMETOOLONG', 'ENOENT']);
 
@@ -44,6 +45,7 @@ async function write(
     throw new StoreError(`${link} holds something else`, true);
   }
   await mkdir(folder, { recursive: true, mode: 0o700 });
+  await removeLeftBehind(folder);
   const unfinished = join(folder, `${UNFINISHED}${randomUUID()}`);
   try {
     const handle = await open(unfinished, 'wx', 0o600);
@@ -61,6 +63,16 @@ async function write(
   // The file's name is in its folder, and that of each folder, which may be new, in the one above.
   for (let at = folder; at.length >= root.length; at = dirname(at)) await syncFolder(at);
   return link;
+}
+
+async function removeLeftBehind(folder: string): Promise<void> {
+  for (const name of await readdir(folder)) {
+    if (!name.startsWith(UNFINISHED)) continue;
+    const file = join(folder, name);
+    // Its writer may be about to give it its name, and another server to remove it as well.
+    const written = await stat(file).catch(() => undefined);
+    if (written && Date.now() - written.mtimeMs > LEFT_BEHIND_MS) await rm(file, { force: true });
+  }
 }
 
 async function syncFolder(folder: string): Promise<void> {

@@ -1,6 +1,8 @@
 import {
+  AbortMultipartUploadCommand,
   GetObjectCommand,
   HeadObjectCommand,
+  ListMultipartUploadsCommand,
   ListObjectsV2Command,
   S3Client,
   S3ServiceException,
@@ -13,7 +15,13 @@ import { isFinal, type SnapshotFile, type Store, StoreError } from './store.ts';
 const PART_BYTES = 8 * 1024 * 1024;
 
 // Refusals that pass by themselves, whatever their status says.
-const PASSING = new Set(['RequestTimeout', 'ExpiredToken', 'ExpiredTokenException', 'RequestTimeTooSkewed']);
+const PASSING = new Set([
+  'NoSuchUpload',
+  'RequestTimeout',
+  'ExpiredToken',
+  'ExpiredTokenException',
+  'RequestTimeTooSkewed',
+]);
 
 /** A bucket of S3, or of what speaks its protocol. Credentials and region come from where the AWS tools look for them. */
 export function openS3(url: URL): Store {
@@ -44,12 +52,30 @@ export function openS3(url: URL): Store {
     throw new StoreError(`${linkOf(Key)} holds something else`, true);
   }
 
+  /**
+   * What a process that was killed left of this file is paid for until somebody ends it. Whoever may not look, or end it,
+   * needs a rule of the bucket for that.
+   */
+  async function endLeftBehind(Key: string, abortSignal: AbortSignal): Promise<void> {
+    try {
+      const found = await client.send(new ListMultipartUploadsCommand({ Bucket: bucket, Prefix: Key }), {
+        abortSignal,
+      });
+      for (const { UploadId } of (found.Uploads ?? []).filter((upload) => upload.Key === Key)) {
+        await client.send(new AbortMultipartUploadCommand({ Bucket: bucket, Key, UploadId }), { abortSignal });
+      }
+    } catch {
+      abortSignal.throwIfAborted();
+    }
+  }
+
   return {
     put: (folder, file, signal) =>
       telling(async () => {
         const Key = keyOf(folder, file.name);
         if (await isThere(Key, file, signal)) return linkOf(Key);
         const { bytes, sha256 } = file;
+        if (bytes.length > PART_BYTES) await endLeftBehind(Key, signal);
         // Each part's checksum, or that of the whole, is sent along, so that the store refuses what broke on the way.
         const upload = new Upload({
           client,

@@ -8,7 +8,7 @@ import { change } from '../db/statement.ts';
 import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
-import { BadSnapshot, folderOf, type Subject, unpack } from '../snapshots/archive.ts';
+import { BadSnapshot, folderOf, isSnapshot, type Subject, unpack } from '../snapshots/archive.ts';
 import { type Store, StoreError } from '../snapshots/store.ts';
 import { readTables } from './catalog.ts';
 import { CALL_MS, type Statements, statementsOf } from './rows.ts';
@@ -27,6 +27,8 @@ export interface Rehydrated {
   there: number;
   /** Versions between others that the store does not have. */
   missing: string[];
+  /** Names of files that are no snapshots. */
+  strangers: string[];
 }
 
 interface Read {
@@ -103,7 +105,8 @@ export async function rehydrate(
 ): Promise<Rehydrated> {
   const folder = folderOf(place);
   const files = await asked('list', () => store.list(folder));
-  if (files.size === 0) throw new UserError(`the store has no snapshots of ${folder}`);
+  const names = [...files.keys()].filter(isSnapshot);
+  if (names.length === 0) throw new UserError(`the store has no snapshots of ${folder}`);
   const read = async (name: string): Promise<Read> => {
     tell(name);
     const bytes = await asked(`${folder}/${name}`, () => store.get(folder, name));
@@ -112,14 +115,19 @@ export async function rehydrate(
 
   // Inputs may have been added to between two snapshots: what the newest has is stored first, and stays.
   const order: { name: string; subject: Subject; time: string }[] = [];
-  for (const name of files.keys()) {
+  for (const name of names) {
     const { subject, records } = await read(name);
     order.push({ name, subject, time: JSON.parse(records.at(-1)!.row).create_time });
   }
   order.sort((a, b) => Date.parse(b.time) - Date.parse(a.time));
 
   const statements = await statementsOfAll(client);
-  const result: Rehydrated = { restored: 0, there: 0, missing: missing(order.map(({ subject }) => subject)) };
+  const result: Rehydrated = {
+    restored: 0,
+    there: 0,
+    missing: missing(order.map(({ subject }) => subject)),
+    strangers: [...files.keys()].filter((name) => !isSnapshot(name)),
+  };
   for (const { name } of order) {
     const { link } = files.get(name)!;
     if (await storeAll(place, `${folder}/${name}`, statements, await read(name), link)) result.restored++;

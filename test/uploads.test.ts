@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { mkdtemp, readFile, realpath, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, realpath, rm, utimes } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -10,13 +10,32 @@ import type { RunningServer } from '../src/server.ts';
 import { unpack } from '../src/snapshots/archive.ts';
 import { storeUrl } from '../src/snapshots/open.ts';
 import { memoryd } from './fixtures/command.ts';
-import { commitOf, type Document, projectId, writeDocument } from './fixtures/documents.ts';
+import { commitOf, type Document, projectId, saveSection, writeDocument } from './fixtures/documents.ts';
 import type { Fault, HttpRequest } from './fixtures/http-server.ts';
 import { type ServerProcess, startProcess } from './fixtures/process.ts';
 import { S3_ENVIRONMENT, type S3Server, s3Error, startS3 } from './fixtures/s3-server.ts';
-import { type Clients, connect, headersOf, newDatabase, newTenant, runSql, startTestServer, until } from './support.ts';
+import { importFile, transferFolder } from './fixtures/transfer.ts';
+import {
+  type Clients,
+  connect,
+  headersOf,
+  metadataOf,
+  newDatabase,
+  newTenant,
+  runSql,
+  startTestServer,
+  until,
+} from './support.ts';
 
 const { PENDING, STORED, FAILED } = Snapshot_UploadState;
+/** A process of which no file ever gets to the disk. */
+const DISK_THAT_HANGS = `--import ${JSON.stringify(
+  `data:text/javascript,${encodeURIComponent(`
+    import { open } from 'node:fs/promises';
+    const file = await open(process.execPath);
+    Object.getPrototypeOf(file).sync = () => new Promise(() => {});
+    await file.close();`)}`,
+)}`;
 const isPut = ({ method }: HttpRequest) => method === 'PUT';
 
 // In a database of their own: whoever has a store uploads what is due in all tenants.
@@ -196,10 +215,58 @@ describe('uploads of snapshots', function () {
 
   it('are given up when the store could not be reached for a day', async () => {
     s3.fault = (request) => (isPut(request) ? s3Error(400, 'RequestTimeout') : undefined);
-    const snapshot = await commit();
+    const snapshot = await commitAlone();
+    // It has waited for a day until somebody had a store.
     await sql(`update snapshots set queue_time = now() - interval '25 hours'`);
     await serving(s3.storeUrl());
+    const tried = await until(async () => {
+      const found = await now(snapshot);
+      return found.reason !== '' && found;
+    });
+    expect(tried.uploadState).to.equal(PENDING);
+    await sql(`update snapshots set queue_time = now() - interval '25 hours'`);
     expect((await becomes(snapshot, FAILED)).reason).to.equal('S3: 400 RequestTimeout');
+  });
+
+  it('are given up when inputs that were filled since make too much of them, and nothing is read of these', async () => {
+    const ids: string[] = [];
+    const fill = async (i: number, content: string) => {
+      const sha256 = createHash('sha256').update(`${tenant} ${i}`).digest('hex');
+      ids[i] = (await client.artifact.registerInput({ projectId, fileName: `${i}.txt`, sha256, content })).input!.id;
+    };
+    for (let i = 0; i < 17; i++) await fill(i, '');
+    const sources = ids.map((value) => ({ source: { $case: 'inputId' as const, value } }));
+    document.sections.push({ sectionId: 'facts', revision: await saveSection(client, 'facts', 'text', { sources }) });
+    const snapshot = await commitAlone();
+    for (let i = 0; i < 17; i++) await fill(i, 'x'.repeat(1024 * 1024));
+    await serving(s3.storeUrl());
+    const reason = 'its sections are by now over 16 MiB together with the inputs that they cite';
+    expect(await becomes(snapshot, FAILED)).to.include({ reason, attempts: 1, link: '' });
+    expect(s3.objects.size).to.equal(0);
+  });
+
+  it('of what was imported go into the store of the place where it arrived', async () => {
+    const snapshot = await commitAlone();
+    await serving(s3.storeUrl());
+    const stored = await becomes(snapshot, STORED);
+    const { fileOf, exported, remove } = transferFolder();
+    try {
+      const file = await fileOf(await exported(tenant, database.app));
+      const copy = await newTenant(['user'], {}, database.owner);
+      await importFile(file, database.app, { tenant: copy });
+      const members = metadataOf(headersOf(copy));
+      const arrived = await until(async () => {
+        const [found] = (await client.artifact.listSnapshots({ projectId }, members)).snapshots;
+        return found!.uploadState === STORED && found;
+      });
+      expect(arrived!.link).to.contain(`/${copy}/dev/atlas/artifact-report-v1-${arrived!.sha256}`);
+      expect(content(arrived!)).to.have.length(arrived!.sizeBytes);
+      expect(arrived!.link).to.not.equal(stored.link);
+      // The state of an upload is no difference to what is there.
+      expect(await importFile(file, database.app, { tenant: copy })).to.include({ stored: 0 });
+    } finally {
+      await remove();
+    }
   });
 
   it('are done by one server at a time, for as long as it takes', async () => {
@@ -240,6 +307,35 @@ describe('uploads of snapshots', function () {
     await process_();
     const stored = await becomes(snapshot, STORED);
     expect(stored.sha256).to.equal(createHash('sha256').update(content(stored)).digest('hex'));
+  });
+
+  it('survive a process that is killed while it writes into a folder, of which no half file is shown', async () => {
+    const snapshot = await commitAlone();
+    const root = await mkdtemp(join(tmpdir(), 'memoryd-uploads-'));
+    const flags = ['--snapshot-store', pathToFileURL(root).href];
+    const folder = join(root, tenant, 'dev', 'atlas');
+    const unfinished = async () =>
+      (await readdir(folder).catch(() => [])).filter((name) => name.startsWith('.unfinished-'));
+    try {
+      const first = await startProcess({ databaseUrl: database.app, flags, env: { NODE_OPTIONS: DISK_THAT_HANGS } });
+      running.push(first);
+      await until(async () => (await unfinished()).length > 0);
+      first.kill('SIGKILL');
+      expect(await first.exited).to.equal('SIGKILL');
+      running.push(await startProcess({ databaseUrl: database.app, flags }));
+      const stored = await becomes(snapshot, STORED);
+      const kept = await readFile(new URL(stored.link));
+      expect(createHash('sha256').update(kept).digest('hex')).to.equal(stored.sha256);
+      const [left] = await unfinished();
+      expect([...(await readdir(folder))].sort()).to.deep.equal([left, nameOf(stored)].sort());
+      // The next upload into the folder removes it once it is old.
+      const before = Date.now() / 1000 - 2 * 3600;
+      await utimes(join(folder, left!), before, before);
+      await becomes(await commit(), STORED);
+      expect(await unfinished()).to.deep.equal([]);
+    } finally {
+      await rm(root, { recursive: true });
+    }
   });
 
   it('go into a folder below the one that `serve` was started in, where no store is named', async () => {

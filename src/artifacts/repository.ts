@@ -19,7 +19,9 @@ import type { JsonObject } from '../wire/struct.ts';
 import { queuedArtifact, queuedProfiles, snapshotFromRow } from './snapshots.ts';
 
 /** What an artifact is put together from, with the inputs that it cites: a snapshot of it is made in memory. */
-const SOURCE_BYTES = 16 * 1024 * 1024;
+export const SOURCE_BYTES = 16 * 1024 * 1024;
+/** What is said of it otherwise. */
+export const TOO_MUCH = `over ${SOURCE_BYTES / 1024 ** 2} MiB together with the inputs that they cite`;
 
 /** The ids of the inputs that a revision cites. */
 export const CITED = (revision: string) =>
@@ -181,8 +183,7 @@ export async function whyNotCommitted(db: TenantDb, commit: Commit): Promise<Rpc
   if (!why?.profile) absent.push('profile_version');
   if (absent.length > 0) return new RpcError(status.NOT_FOUND, 'NOT_FOUND', `not found: ${absent.join(', ')}`);
   if (!why?.session) return notFound('session');
-  const description = `over ${SOURCE_BYTES / 1024 ** 2} MiB together with the inputs that they cite`;
-  return invalid([{ field: 'sections', description }]);
+  return invalid([{ field: 'sections', description: TOO_MUCH }]);
 }
 
 const COLUMNS = `a.id, a.project_id, a.artifact_key, a.version, a.session_id, a.sections, a.profile_version, a.reviewers, a.approvals,

@@ -5,7 +5,7 @@ import type { TenantTx } from '../db/transaction.ts';
 import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
 import type { SnapshotFile } from '../snapshots/store.ts';
 import { type Kept, RECORDS, type RecordKind } from './records.ts';
-import { CITED } from './repository.ts';
+import { CITED, SOURCE_BYTES } from './repository.ts';
 
 const { PENDING, STORED, FAILED } = Snapshot_UploadState;
 const { PROFILE } = Snapshot_Kind;
@@ -37,8 +37,10 @@ export interface Claimed {
   attempts: number;
 }
 
+// How long it has been tried counts from the first attempt, however long there was no store.
 const CLAIM = query<Claimed>(`
-  update snapshots set uploader = $4::uuid, attempts = attempts + 1, due_time = clock_timestamp() + make_interval(secs => $5::float8)
+  update snapshots set uploader = $4::uuid, attempts = attempts + 1, due_time = clock_timestamp() + make_interval(secs => $5::float8),
+    queue_time = case when attempts = 0 then clock_timestamp() else queue_time end
   where tenant_id = $1 and env = $2 and id = (
     select id from snapshots where tenant_id = $1 and env = $2 and upload_state = ${PENDING} and due_time <= clock_timestamp()
     order by due_time limit 1 for update skip locked)
@@ -60,20 +62,23 @@ export async function keepUpload(tx: TenantTx, id: string, uploader: string, sec
   return (await tx.final(KEEP, [id, uploader, seconds])).length > 0;
 }
 
-const record = (kind: RecordKind, from: string) => {
+const record = (kind: RecordKind, from: string, read = 'true') => {
   const { columns, more, text } = RECORDS[kind];
   const row = [...columns, ...more].map((column) => `'${column}', r.${column}`).join(', ');
-  return `select '${kind}' as kind, jsonb_pretty(jsonb_build_object(${row})) as row, r.${text} as text from ${from}`;
+  return `select '${kind}' as kind, jsonb_pretty(jsonb_build_object(${row})) as row, case when ${read} then r.${text} end as text from ${from}`;
 };
-const PROFILE_OF = (version: string) =>
+const PROFILE_OF = (version: string, read?: string) =>
   record(
     'profiles',
     `project_profile_versions r where r.tenant_id = $1 and r.env = $2 and r.project_id = $4 and r.version = ${version}`,
+    read,
   );
 
 const READ_PROFILE = query<Kept>(PROFILE_OF('$5::bigint'));
 
-const READ_ARTIFACT = query<Kept>(`
+// An input may have got its text after it was cited, and the artifact was committed: too many of them are not even read.
+const FITS = '(select fits from room)';
+const READ_ARTIFACT = query<Omit<Kept, 'text'> & { text: string | null }>(`
   with artifact as (
     select a.* from artifacts a
     where a.tenant_id = $1 and a.env = $2 and a.project_id = $4 and a.artifact_key = $5 and a.version = $6::bigint
@@ -86,16 +91,22 @@ const READ_ARTIFACT = query<Kept>(`
   ), cited as (
     select i.* from project_inputs i
     where i.tenant_id = $1 and i.env = $2 and i.project_id = $4 and i.id in (select c.id from named, lateral (${CITED('named')}) c (id))
+  ), room as (
+    select (select sum(size_bytes) from named) + (select coalesce(sum(content_bytes), 0) from cited) <= ${SOURCE_BYTES} as fits
   )
-  ${PROFILE_OF('(select profile_version from artifact)')}
-  union all (${record('inputs', 'cited r')} order by r.id)
-  union all (${record('sections', 'named r')} order by r.place)
-  union all ${record('artifacts', 'artifact r')}`);
+  ${PROFILE_OF('(select profile_version from artifact)', FITS)}
+  union all (${record('inputs', 'cited r', FITS)} order by r.id)
+  union all (${record('sections', 'named r', FITS)} order by r.place)
+  union all ${record('artifacts', 'artifact r', FITS)}`);
 
-/** What goes into a snapshot. */
-export async function readSnapshot(tx: TenantTx, { kind, projectId, artifactKey, version }: Claimed): Promise<Kept[]> {
+/** What goes into a snapshot. Undefined if it has become too much for one. */
+export async function readSnapshot(
+  tx: TenantTx,
+  { kind, projectId, artifactKey, version }: Claimed,
+): Promise<Kept[] | undefined> {
   if (kind === PROFILE) return tx.final(READ_PROFILE, [projectId, version]);
-  return tx.final(READ_ARTIFACT, [projectId, artifactKey, version]);
+  const rows = await tx.final(READ_ARTIFACT, [projectId, artifactKey, version]);
+  return rows.every((row): row is Kept => row.text !== null) ? rows : undefined;
 }
 
 const resource = `'projects/' || project_id || '/snapshots/' || id`;

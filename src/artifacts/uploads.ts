@@ -10,6 +10,7 @@ import { describe } from '../rpc/observe.ts';
 import { folderOf, pack, type Subject } from '../snapshots/archive.ts';
 import { type Store, StoreError } from '../snapshots/store.ts';
 import { partsOf } from './records.ts';
+import { TOO_MUCH } from './repository.ts';
 import {
   type Claimed,
   claimUpload,
@@ -82,6 +83,7 @@ async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSigna
   const claim = keeping(() => run('snapshots.keep', (tx) => keepUpload(tx, id, uploader, CLAIM_SECONDS)));
   try {
     const records = await run('snapshots.read', (tx) => readSnapshot(tx, claimed));
+    if (!records) throw new StoreError(`its sections are by now ${TOO_MUCH}`, true);
     const file = pack(subjectOf(scope, claimed), partsOf(records));
     const signal = AbortSignal.any([ending, claim.lost]);
     const link = await store.put(folderOf({ ...scope, ...claimed }), file, signal);

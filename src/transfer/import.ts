@@ -151,13 +151,17 @@ function statementsFor({ file, header, tables, statements, target }: Import, { e
   }
   if (made) return made;
   const table = tables.get(name);
-  const here = table && columnsOf(table).map((column) => column.name);
-  const missing = columns.filter((column) => !here?.includes(column));
+  const missing = columns.filter((column) => !table?.columns.some((own) => own.name === column));
   // Such as embeddings, where the extension for them is not installed.
   if (!table || missing.length > 0) {
     throw new UserError(`${file} has rows of ${name} with ${missing.join(', ')}, which is not known here`);
   }
-  const fresh = statementsOf(table, columns);
+  // What older versions exported, and this place fills itself, is passed over.
+  const taken = columnsOf(table).map((own) => own.name);
+  const fresh = statementsOf(
+    table,
+    columns.filter((column) => taken.includes(column)),
+  );
   statements.set(name, fresh);
   return fresh;
 }

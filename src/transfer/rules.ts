@@ -18,6 +18,8 @@ export const LEFT_OUT: Record<string, string> = {
 export const COLUMNS_LEFT_OUT: Record<string, string[]> = {
   // Transactions are numbered by each database for itself.
   audit_events: ['xid'],
+  // Where a snapshot lies is of the place that it was exported from. It is uploaded to the store of this place, or found there.
+  snapshots: ['upload_state', 'reason', 'attempts', 'uploader', 'link', 'sha256', 'size_bytes', 'store_time'],
 };
 
 /** Columns that do not go along with a project, as its rows become part of another whole. */
@@ -30,6 +32,7 @@ const COLUMNS_LEFT_OUT_OF_PROJECT: Record<string, string[]> = {
 export const DERIVED: Record<string, Record<string, string>> = {
   messages: { tsv: 'message_tsv(search_language, content)' },
   memory_words: { check_time: 'now()' },
+  snapshots: { queue_time: 'now()', due_time: 'now()' },
 };
 
 /** The actions that an export and an import leave in the audit trail. They tell of a place, and stay in it. */

@@ -2,11 +2,14 @@ import { Server, type ServerCredentials, type ServerOptions, type ServiceError }
 import { UserError } from '../errors.ts';
 import { drainingError, toServiceError } from './errors.ts';
 import type { Service } from './implement.ts';
+import { intake } from './intake.ts';
 
 export interface TransportOptions {
   maxStreams: number;
   maxConnectionAge: number;
   maxConnectionAgeGrace: number;
+  /** Also how long a request may take to come in. */
+  callTimeout: number;
   unknownMethod(): void;
 }
 
@@ -30,7 +33,9 @@ interface OpenStream extends NodeJS.EventEmitter {
 }
 
 export function createTransport(options: TransportOptions): Transport {
+  const { interceptor, stop } = intake(MAX_MESSAGE, options.callTimeout);
   const settings: ServerOptions = {
+    interceptors: [interceptor],
     'grpc.max_receive_message_length': MAX_MESSAGE,
     'grpc.max_send_message_length': MAX_MESSAGE,
     'grpc.max_concurrent_streams': options.maxStreams,
@@ -94,6 +99,7 @@ export function createTransport(options: TransportOptions): Transport {
       const late = new Promise<void>((resolve) => setTimeout(resolve, timeoutMs + 500).unref());
       await Promise.race([closed, late]);
       server.forceShutdown();
+      stop();
     },
   };
 }

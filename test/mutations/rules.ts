@@ -191,4 +191,25 @@ export const RULES: Mutant[] = [
     'if (count >= 2 * limit)',
     'load',
   ),
+  mutant(
+    'requests that nobody finishes may hold any number of bytes',
+    'src/rpc/intake.ts',
+    'ofConnection > MOST_OF_CONNECTION',
+    'bytes > MOST_OF_CONNECTION',
+    'intake',
+  ),
+  mutant(
+    'what an unfinished request held is not given back',
+    'src/rpc/intake.ts',
+    `stream.once('close', () => book(0))`,
+    `stream.once('close', () => {})`,
+    'intake',
+  ),
+  mutant(
+    'a request that nobody finishes stays for ever',
+    'src/rpc/intake.ts',
+    'else if (since > oldest) continue',
+    'else if (since > 0) continue',
+    'intake',
+  ),
 ];

@@ -1,0 +1,172 @@
+import type { Http2Session, ServerHttp2Stream } from 'node:http2';
+import type { ServerInterceptingCall, ServerInterceptor, ServiceError } from '@grpc/grpc-js';
+import { status } from '@grpc/grpc-js';
+import { exhausted, RpcError, toServiceError } from './errors.ts';
+
+/** What requests that come in parts, or compressed, may hold from their first byte until their call ends. */
+export const MOST_OF_CONNECTION = 64 * 1024 * 1024;
+const MOST_OF_ALL = 4 * MOST_OF_CONNECTION;
+/** Messages that are unpacked at once, each of which may become as large as any. */
+const UNPACKING = 4;
+const LOOK_MS = 1000;
+const HEAD = 5;
+const NOTHING = Buffer.alloc(0);
+
+/** A call of grpc-js as it comes in. It shows nothing of this to interceptors: no limit of theirs is on what is unfinished. */
+interface Incoming {
+  readonly stream: ServerHttp2Stream;
+  readonly incomingEncoding: string;
+  decoder: Assembly;
+  decompressMessage(message: Buffer, encoding: string): Buffer | Promise<Buffer>;
+  sendStatus(error: ServiceError): void;
+}
+
+export interface Assembly {
+  /** The messages that these bytes complete, each with its head. */
+  write(bytes: Buffer): Buffer[];
+}
+
+/**
+ * Puts messages together as grpc-js does, but in one buffer each, that grows with what has come: kept as they come, the parts of
+ * a message in frames of one byte hold seventy times as much. `hold` is told what it has grown to before it does.
+ */
+export function assembly(most: number, hold: (bytes: number) => void): Assembly {
+  let message = NOTHING;
+  let filled = 0;
+
+  function sizeOf(head: Buffer, at: number): number {
+    const size = head.readUInt32BE(at + 1);
+    if (size > most) throw new Error(`Received message larger than max (${size} vs ${most})`);
+    return HEAD + size;
+  }
+
+  /** Takes as much as there is up to this size. */
+  function fill(size: number, bytes: Buffer, at: number): number {
+    const taken = Math.min(size - filled, bytes.length - at);
+    if (filled + taken > message.length) {
+      const room = Math.min(size, Math.max(filled + taken, 2 * message.length));
+      hold(room);
+      const larger = Buffer.allocUnsafeSlow(room);
+      message.copy(larger, 0, 0, filled);
+      message = larger;
+    }
+    bytes.copy(message, filled, at, at + taken);
+    filled += taken;
+    return at + taken;
+  }
+
+  return {
+    write(bytes) {
+      const whole: Buffer[] = [];
+      for (let at = 0; at < bytes.length; ) {
+        // Nearly every request is there at once.
+        const end = filled === 0 && bytes.length - at >= HEAD ? at + sizeOf(bytes, at) : Number.POSITIVE_INFINITY;
+        if (end <= bytes.length) {
+          whole.push(Buffer.from(bytes.subarray(at, end)));
+          at = end;
+          continue;
+        }
+        at = fill(filled < HEAD ? HEAD : sizeOf(message, 0), bytes, at);
+        if (filled >= HEAD && filled === sizeOf(message, 0)) {
+          whole.push(message);
+          message = NOTHING;
+          filled = 0;
+        }
+      }
+      return whole;
+    },
+  };
+}
+
+/**
+ * Bounds what callers can make us hold by requests that they do not finish, which no other limit sees, as a call is one only
+ * when its request is there: their bytes, also unpacked, and their time. Whoever goes over is refused, the others go on.
+ */
+export function intake(most: number, requestMs: number): { interceptor: ServerInterceptor; stop(): void } {
+  let all = 0;
+  const ofConnections = new WeakMap<Http2Session, number>();
+  const unfinished = new Map<Incoming, number>();
+  const unpackOne = atMost(UNPACKING);
+
+  function refuse(incoming: Incoming, error: RpcError): ServiceError {
+    const refusal = toServiceError(error);
+    incoming.sendStatus(refusal);
+    incoming.stream.close(); // whoever has not ended a request by then would keep it open
+    return refusal;
+  }
+
+  /** What a call holds, which is given back when it ends. */
+  function ledger(incoming: Incoming): (bytes: number) => void {
+    const { stream } = incoming;
+    let held = 0;
+    const book = (bytes: number) => {
+      const { session } = stream;
+      all += bytes - held;
+      if (session) ofConnections.set(session, (ofConnections.get(session) ?? 0) + bytes - held);
+      held = bytes;
+    };
+    return (bytes) => {
+      if (stream.closed) return;
+      const { session } = stream;
+      const ofConnection = (session ? (ofConnections.get(session) ?? 0) : 0) + bytes - held;
+      if (ofConnection > MOST_OF_CONNECTION || all + bytes - held > MOST_OF_ALL) {
+        throw refuse(incoming, exhausted('TOO_MANY_BYTES', 'too much is being received at once', 1000));
+      }
+      if (held === 0) stream.once('close', () => book(0));
+      book(bytes);
+    };
+  }
+
+  const interceptor: ServerInterceptor = ({ requestStream }, call) => {
+    const incoming = call as unknown as Incoming;
+    const { stream } = incoming;
+    const hold = ledger(incoming);
+    incoming.decoder = assembly(most, hold);
+    if (incoming.incomingEncoding !== 'identity') {
+      const unpack = incoming.decompressMessage.bind(incoming);
+      incoming.decompressMessage = async (message, encoding) => {
+        const unpacked = await unpackOne(async () => unpack(message, encoding));
+        hold(message.length + unpacked.length);
+        return unpacked;
+      };
+    }
+    if (!requestStream) {
+      unfinished.set(incoming, Date.now());
+      stream.once('end', () => unfinished.delete(incoming));
+    }
+    return call as unknown as ServerInterceptingCall;
+  };
+
+  const timer = setInterval(() => {
+    const oldest = Date.now() - requestMs;
+    for (const [incoming, since] of unfinished) {
+      if (incoming.stream.destroyed) unfinished.delete(incoming);
+      else if (since > oldest) continue;
+      else if (unfinished.delete(incoming)) {
+        refuse(
+          incoming,
+          new RpcError(status.DEADLINE_EXCEEDED, 'REQUEST_UNFINISHED', 'the request did not end in time'),
+        );
+      }
+    }
+  }, LOOK_MS).unref();
+
+  return { interceptor, stop: () => clearInterval(timer) };
+}
+
+/** Runs so many at once, and the others after them. */
+function atMost(limit: number): <T>(work: () => Promise<T>) => Promise<T> {
+  const waiting: (() => void)[] = [];
+  let running = 0;
+  return async (work) => {
+    if (running >= limit) await new Promise<void>((resolve) => waiting.push(resolve));
+    else running++;
+    try {
+      return await work();
+    } finally {
+      const next = waiting.shift();
+      if (next) next();
+      else running--;
+    }
+  };
+}

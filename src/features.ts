@@ -132,7 +132,7 @@ export const features: Features = {
     if (config.sweepInterval === 0) return { stop };
 
     const removed = async (signal: AbortSignal) => {
-      const counts = await sweep(database, signal);
+      const counts = await sweep(database, signal, kernel.keyring);
       for (const [kind, rows] of counts) metrics.swept(kind, rows);
       return Object.fromEntries(counts);
     };

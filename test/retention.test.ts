@@ -160,7 +160,7 @@ describe('retention', () => {
       await age(of, 40);
     }
     const before = await counts();
-    const all = { messages: 0, turns: 0, checkpoints: 0, usage: 0 };
+    const all = { messages: 0, turns: 0, checkpoints: 0, audit: 0, usage: 0 };
     for (const days of [null, { messages_days: 41 }, null]) {
       await keep(tenant, days);
       await sweep(server.kernel.database);
@@ -175,7 +175,7 @@ describe('retention', () => {
       await sweep(server.kernel.database);
       return (await counts()).turns === 0;
     });
-    expect(pending).to.deep.equal({ messages: 1, turns: 4, checkpoints: 1, usage: 5 });
+    expect(pending).to.deep.equal({ ...all, messages: 1, turns: 4, checkpoints: 1, usage: 5 });
     expect(await sweptOf()).to.deep.equal(pending);
     expect(await pendingOf()).to.deep.equal(all);
     expect(await counts(tenant, 'prod')).to.deep.equal(inProd);
@@ -214,6 +214,6 @@ describe('retention', () => {
       await sweep(database);
       return Object.values(await pendingOf()).every((n) => n === 0);
     });
-    expect(await sweptOf()).to.deep.equal({ messages: 1, turns: 2504, checkpoints: 1, usage: 5 });
+    expect(await sweptOf()).to.deep.equal({ messages: 1, turns: 2504, checkpoints: 1, audit: 0, usage: 5 });
   });
 });

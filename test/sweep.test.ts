@@ -25,6 +25,7 @@ const KINDS = [
   'merges',
   'messages',
   'requests',
+  'retention_audit',
   'retention_checkpoints',
   'retention_messages',
   'retention_turns',

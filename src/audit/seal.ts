@@ -1,9 +1,8 @@
-import { isLost } from '../db/failure.ts';
 import { pointRead, query } from '../db/statement.ts';
-import { reader, type TenantScope } from '../db/transaction.ts';
-import { everyPlace } from '../tenants/places.ts';
+import type { TenantScope } from '../db/transaction.ts';
 import { append, type Chaining, chained } from './blocks.ts';
 import { BlockKind, before, CHAINED, type ChainedEvent, leavesOf } from './chain.ts';
+import { everyChain } from './chains.ts';
 
 const BLOCK_EVENTS = 1000;
 
@@ -54,24 +53,19 @@ export async function sealPlace(
   }
 }
 
-/** Seals what is committed in all places. Resolves to the number of events, by place. One that fails does not hold up others. */
+/** Seals what is committed in all tenants. Resolves to the number of events by chain. */
 export async function sealAll(chaining: Chaining, signal?: AbortSignal): Promise<Map<string, number>> {
   const counts = new Map<string, number>();
-  const failures: unknown[] = [];
-  await everyPlace(chaining.database, signal, async (scope) => {
-    const db = reader(chaining.database, scope, { deadline: Date.now() + 60_000, signal });
-    for (const { env, signature, waiting } of await db.query(WAITING)) {
-      const outdated = signature !== '' && chaining.keyring.signer(signature) !== 'newest';
-      if (!waiting && !outdated) continue;
-      try {
-        const sealed = await sealPlace(chaining, { tenant: scope.tenant, env }, signal, { signAnew: outdated });
-        if (sealed > 0) counts.set(`${scope.tenant}/${env}`, sealed);
-      } catch (error) {
-        if (signal?.aborted || isLost(error)) throw error;
-        failures.push(error);
-      }
-    }
-  });
-  if (failures.length > 0) throw failures[0];
+  await everyChain(
+    chaining.database,
+    WAITING,
+    async (scope, { signature, waiting }) => {
+      const signAnew = signature !== '' && chaining.keyring.signer(signature) !== 'newest';
+      if (!waiting && !signAnew) return;
+      const sealed = await sealPlace(chaining, scope, signal, { signAnew });
+      if (sealed > 0) counts.set(scope.env ? `${scope.tenant}/${scope.env}` : scope.tenant, sealed);
+    },
+    signal,
+  );
   return counts;
 }

@@ -1,4 +1,5 @@
 import { databaseUrlOf } from '../config.ts';
+import { type Keyring, readKeyring } from '../db/keyring.ts';
 import { readSchemaState, schemaFault } from '../db/migrate.ts';
 import { type Database, type Limits, openDatabase } from '../db/pool.ts';
 import { UserError } from '../errors.ts';
@@ -54,3 +55,9 @@ export function print(message: unknown): void {
   };
   console.log(JSON.stringify(message, readable, 2));
 }
+
+/** The keys of a file, to sign with and to look at signatures. */
+export const keyringIn = (file: string): Promise<Keyring> =>
+  readKeyring(file).catch((error) => {
+    throw new UserError(`${file}: ${error.message}`);
+  });

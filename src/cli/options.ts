@@ -44,3 +44,7 @@ export const configOf = (options: Parameters<typeof makeConfig>[1]): Config =>
 /** The flag of the commands that talk to the database and nothing else. */
 export const directOption = () =>
   new Option('--direct-database-url <url>', SETTINGS.directDatabaseUrl.meaning).default(undefined, 'DATABASE_URL');
+
+/** The flag of the commands that sign, or look at what was signed. */
+export const keyFileOption = (why = '') =>
+  new Option('--key-file <file>', `The service's own keys: see memoryd keys. ${why}`.trim());

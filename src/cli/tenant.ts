@@ -75,6 +75,7 @@ const AGED: Record<Aging, string> = {
   messages: 'messages',
   turns: 'turns, with their results, prompts and calls of tools,',
   checkpoints: "checkpoints of sessions' states",
+  audit: 'audit events',
   usage: 'calls of models and their sums',
 };
 

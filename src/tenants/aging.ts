@@ -1,5 +1,5 @@
 /** What a tenant may keep only for so many days, by the kinds of its policy. */
-export const AGING = ['messages', 'turns', 'checkpoints', 'usage'] as const;
+export const AGING = ['messages', 'turns', 'checkpoints', 'audit', 'usage'] as const;
 export type Aging = (typeof AGING)[number];
 
 /** About a hundred years. */

@@ -1,3 +1,5 @@
+import { dueEvents, pruneAll } from '../audit/prune.ts';
+import type { Keyring } from '../db/keyring.ts';
 import type { Database } from '../db/pool.ts';
 import { query } from '../db/statement.ts';
 import { type TenantDb, transaction } from '../db/transaction.ts';
@@ -66,8 +68,11 @@ const SWEEP = removal(
 
 const everyDuePlace = duePlaces(KINDS);
 
-/** Removes what has expired, or is older than its tenant keeps it, of all tenants, in batches. Resolves to the counts by kind. */
-export async function sweep(database: Database, signal?: AbortSignal): Promise<Map<string, number>> {
+/**
+ * Removes what has expired, or is older than its tenant keeps it, of all tenants, in batches. Audit events stay without the keys
+ * that sign what is left of their chains. Resolves to the counts by kind.
+ */
+export async function sweep(database: Database, signal?: AbortSignal, keyring?: Keyring): Promise<Map<string, number>> {
   const total = new Map<string, number>();
   const count = (counts: Count[]) => {
     for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
@@ -84,21 +89,27 @@ export async function sweep(database: Database, signal?: AbortSignal): Promise<M
     }
   });
   await retain(database, count, signal);
+  if (keyring) await pruneAll({ database, keyring }, count, signal);
   return total;
 }
 
 const STATS = query<{ kind: string; sweptCount: number; pendingCount: number; lastSweepTime: Timestamp | null }>(`
-  select k.kind, coalesce(e.swept_count, 0) as swept_count, k.pending_count, e.last_sweep_time
+  select kind, coalesce(e.swept_count, 0) as swept_count, k.pending_count, e.last_sweep_time
   from (
-    select kind, sum(n) as pending_count from (
+    select kind, sum(n)::bigint as pending_count from (
       ${[...KINDS, ...RETAINED]
         .map((kind) => `select '${kind.kind}' as kind, count(*) as n from (${dueRows(kind, '', 10_000)}) r`)
         .join(' union all ')}
       union all select 'retention_messages', count(*) from (${dueMessages(10_000)}) r
+      union all ${dueEvents(10_000)}
     ) c group by kind
   ) k
-  left join expiry_stats e on e.tenant_id = $1 and e.env = $2 and e.kind = k.kind
-  order by k.kind`);
+  left join (
+    select kind, sum(swept_count)::bigint as swept_count, max(last_sweep_time) as last_sweep_time from expiry_stats
+    where tenant_id = $1 and env in ($2, '')
+    group by kind
+  ) e using (kind)
+  order by kind`);
 
 export async function expiryStats(db: TenantDb): Promise<ExpiryStats[]> {
   const rows = await db.query(STATS);

@@ -142,8 +142,8 @@ export interface ExpiryStats {
   /**
    * Output only. The kind: `bundles`, `email_matches` (that are none any more), `handoffs`, `memories`, `merges`, `messages` (of deleted
    * threads), `requests`, `session_keys`, `sessions`, `tombstones`; and what the tenant's policy keeps only for so long:
-   * `retention_checkpoints`, `retention_messages`, `retention_turns` (with their results, prompts and calls of
-   * tools), `retention_usage` (calls of models, and sums).
+   * `retention_audit` (audit events, with those of the tenant itself), `retention_checkpoints`, `retention_messages`,
+   * `retention_turns` (with their results, prompts and calls of tools), `retention_usage` (calls of models, and sums).
    */
   kind: string;
   /** Output only. How many were removed so far. */

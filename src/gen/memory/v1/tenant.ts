@@ -177,6 +177,14 @@ export interface TenantRetention {
     | number
     | undefined;
   /**
+   * Optional. Audit events, 0 to 36,500 days, with those of the tenant itself. They go in the blocks in which they were sealed,
+   * of up to a thousand events: a block when its youngest event has reached this age, and one that is not sealed yet not at all. A
+   * signed block of the chain tells that they were removed, and the rest verifies as before.
+   */
+  auditDays?:
+    | number
+    | undefined;
+  /**
    * Optional. Recorded calls of models, 0 to 36,500 days, and of the sums the UTC days that have passed before; those of a month
    * that is not over stay as long as a budget by the month counts them. A call that is in no sum yet stays until it is. An
    * `external_id` is forgotten with its call.
@@ -593,7 +601,13 @@ export const TenantQuotas: MessageFns<TenantQuotas> = {
 };
 
 function createBaseTenantRetention(): TenantRetention {
-  return { messagesDays: undefined, turnsDays: undefined, checkpointsDays: undefined, usageDays: undefined };
+  return {
+    messagesDays: undefined,
+    turnsDays: undefined,
+    checkpointsDays: undefined,
+    auditDays: undefined,
+    usageDays: undefined,
+  };
 }
 
 export const TenantRetention: MessageFns<TenantRetention> = {
@@ -606,6 +620,9 @@ export const TenantRetention: MessageFns<TenantRetention> = {
     }
     if (message.checkpointsDays !== undefined) {
       writer.uint32(24).int32(message.checkpointsDays);
+    }
+    if (message.auditDays !== undefined) {
+      writer.uint32(32).int32(message.auditDays);
     }
     if (message.usageDays !== undefined) {
       writer.uint32(40).int32(message.usageDays);
@@ -650,6 +667,14 @@ export const TenantRetention: MessageFns<TenantRetention> = {
             message.checkpointsDays = reader.int32();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.auditDays = reader.int32();
+            continue;
+          }
           case 5: {
             if (tag !== 40) {
               break;
@@ -678,6 +703,7 @@ export const TenantRetention: MessageFns<TenantRetention> = {
     message.messagesDays = object.messagesDays ?? undefined;
     message.turnsDays = object.turnsDays ?? undefined;
     message.checkpointsDays = object.checkpointsDays ?? undefined;
+    message.auditDays = object.auditDays ?? undefined;
     message.usageDays = object.usageDays ?? undefined;
     return message;
   },

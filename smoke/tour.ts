@@ -7,6 +7,7 @@ import { person } from './person.ts';
 import { quotas } from './quotas.ts';
 import { retention } from './retention.ts';
 import { Surprise, same } from './surprise.ts';
+import { trail } from './trail.ts';
 
 type Headers = Record<string, string>;
 
@@ -184,6 +185,8 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
   await memories({ projectId: `smoke-${run}-facts`, ok, refused, told, say });
   await person({ threadId: `smoke-${run}-person`, member: MEMBER, owner: OWNER, ok, refused, told, say });
   await document({ projectId: `smoke-${run}`, ok, refused, told, say });
+
+  await trail({ caller, threadId: `smoke-${run}-trail`, owner: OWNER, ok, say });
 
   await retention({ tenantId: 'acme', admin: OWNER, ok, say });
   const stage = { ok, refused, told, say };

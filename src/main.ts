@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command } from 'commander';
+import { auditCommand } from './cli/audit.ts';
 import { keysCommand } from './cli/keys.ts';
 import { migrateCommand } from './cli/migrate.ts';
 import { rehydrateCommand } from './cli/rehydrate.ts';
@@ -33,6 +34,7 @@ for (const command of [
   sessionCommand,
   usageCommand,
   tailCommand,
+  auditCommand,
   keysCommand,
 ]) {
   program.addCommand(command());

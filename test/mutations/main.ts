@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { type EmbeddedPostgres, startPostgres } from '../../src/dev/postgres.ts';
 import { makeDatabase } from '../database.ts';
 import { ARTIFACTS } from './artifacts.ts';
+import { AUDIT } from './audit.ts';
 import { DOCUMENTS } from './documents.ts';
 import { DURABILITY } from './durability.ts';
 import { ISOLATION } from './isolation.ts';
@@ -197,6 +198,7 @@ const all = [
   ...RULES,
   ...LIVE,
   ...ARTIFACTS,
+  ...AUDIT,
   ...DOCUMENTS,
   ...MEMORIES,
   ...PEOPLE,

@@ -41,6 +41,7 @@ export async function openArena(
     timeLeft: () => Math.max(0, deadline - Date.now()),
     tell,
     cleanup,
+    keyFile,
     storeFlags: ['--snapshot-store', pathToFileURL(join(folder, 'snapshots')).href],
     async startPostgres({ settings = {} } = {}) {
       return openPostgres(join(folder, `postgres${++databases}`), { max_connections: '300', ...settings }, cleanup);

@@ -1,6 +1,7 @@
 import type { ServerProcess } from '../fixtures/process.ts';
 import { connect, headersOf } from '../support.ts';
 import { checkAftermath } from './aftermath.ts';
+import { startSealing } from './chain.ts';
 import { QUOTAS, startLoad } from './load.ts';
 import type { Arena, Postgres, Scenario } from './scenario.ts';
 
@@ -18,6 +19,7 @@ export const crash: Scenario = {
     const servers = await Promise.all([arena.startServer({ postgres }), arena.startServer({ postgres })]);
     const addresses = servers.map((server) => server.address);
     const load = await startLoad(arena, postgres, addresses, CLIENTS, { quotas: QUOTAS });
+    const chain = await startSealing(arena, postgres, load.tenant);
     const until = Date.now() + arena.timeLeft() * (1 - CHECKS);
     const kills = { server: 0, Postgres: 0, both: 0 };
     let count = 0;
@@ -34,7 +36,10 @@ export const crash: Scenario = {
     await postgres.start();
     const clients = connect(servers[0]!.address, headersOf(load.tenant));
     arena.cleanup(clients.close);
-    const figures = await checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl);
+    const figures = {
+      ...(await checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl)),
+      ...(await chain.verified()),
+    };
     return { kills: count, ...kills, ...figures };
   },
 };

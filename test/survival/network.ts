@@ -1,6 +1,7 @@
 import { type Interposed, startProxy } from '../proxy.ts';
 import { connect, headersOf } from '../support.ts';
 import { checkAftermath } from './aftermath.ts';
+import { startSealing } from './chain.ts';
 import { QUOTAS, startLoad } from './load.ts';
 import type { Random, Scenario } from './scenario.ts';
 import { CALM, type Trouble, troubles } from './troubles.ts';
@@ -21,6 +22,7 @@ export const network: Scenario = {
     const front = await startProxy(`tcp://${server.address}`);
     arena.cleanup(front.close);
     const load = await startLoad(arena, postgres, [new URL(front.url).host], CLIENTS, { quotas: QUOTAS });
+    const chain = await startSealing(arena, postgres, load.tenant);
     const until = Date.now() + arena.timeLeft() * (1 - CHECKS);
     const counts: Record<string, number> = {};
     const recoveries: number[] = [];
@@ -45,7 +47,10 @@ export const network: Scenario = {
     await postgres.start();
     const clients = connect(server.address, headersOf(load.tenant));
     arena.cleanup(clients.close);
-    const figures = await checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl);
+    const figures = {
+      ...(await checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl)),
+      ...(await chain.verified()),
+    };
     recoveries.sort((a, b) => a - b);
     const slowest = Math.round(recoveries.at(-1) ?? 0);
     if (slowest > RECOVERY_MS * BUSY) throw new Error(`it took ${slowest} ms until all clients were served again`);

@@ -37,6 +37,8 @@ export interface Arena {
   startPostgres(options?: { settings?: Record<string, string> }): Promise<Postgres>;
   /** A server in a process of its own, that is ready. */
   startServer(options: ServerOptions): Promise<ServerProcess>;
+  /** The keys of all servers. */
+  readonly keyFile: string;
   /** What names the snapshot store to servers of this version, which all have it. */
   readonly storeFlags: string[];
   /** Done when the scenario has ended, however it did; the last one first. */

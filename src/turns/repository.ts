@@ -46,21 +46,37 @@ export function turnFromRow(row: TurnRow): Turn {
 
 const reportOf = (report: Record<string, unknown>) => TurnReport.fromPartial(rowFromJson(report));
 
+/** The time that a UUIDv7 tells, and a millisecond: another one that is made of it comes after it. */
+const after = (id: string) =>
+  `to_timestamp((('x' || left(replace(${id}::text, '-', ''), 12))::bit(48)::bigint + 1) / 1000.0)`;
+
+const newestOf = (table: string) => `(
+      select id, create_time from ${table} where tenant_id = $1 and env = $2 and session_id = (select id from session)
+      order by id desc limit 1)`;
+
 // The session's row is locked first: turns of one session come one after the other, and DeleteSession misses none of them.
+// Ids are made here, each after the last one, as it is by them that turns are listed and pruned: the clocks of two servers may
+// be further apart than two turns, and the database's may be set back.
 // A CTE does not see what another one writes, so that what is pruned is counted around what is new. Checkpoints are pruned
 // from a place in the index on: joined by their ids, a plan made on a small table read each of them 50 times.
 const RECORD = change<{ id: string | null }>(`
   with session as materialized (
-    select s.id, s.project_id, s.state, clock_timestamp() as at from sessions s
+    select s.id, s.project_id, s.state from sessions s
     where s.tenant_id = $1 and s.env = $2 and s.user_id = $3 and s.id = $11::uuid
       and ${liveSession('s')}
     for no key update
+  ), made as materialized (
+    select s.*, greatest(c.at, last.create_time) as at, greatest(c.at, last.next_time) as id_time
+    from session s, (select clock_timestamp() as at) c, (
+      select max(create_time) as create_time, max(${after('id')}) as next_time
+      from (${newestOf('turns')} union all ${newestOf('state_checkpoints')}) newest
+    ) last
   ), turn as (
     insert into turns (tenant_id, env, session_id, id, user_id, query, response, intent, planner_reasoning, reflection, tasks, results,
       report, truncated, first_seq, last_seq, create_time)
-    select $1, $2, s.id, $12::uuid, $3, $13, $14, $15::jsonb, $16, $17, $18::jsonb, $19::jsonb, $20::jsonb, $21::jsonb, $22::bigint,
-      $23::bigint, s.at
-    from session s where $12 is not null
+    select $1, $2, s.id, uuid_v7(s.id_time), $3, $13, $14, $15::jsonb, $16, $17, $18::jsonb, $19::jsonb, $20::jsonb, $21::jsonb,
+      $22::bigint, $23::bigint, s.at
+    from made s where $12::boolean
     returning ${COLUMNS}
   ), produced as materialized (
     select distinct on (v ->> 'task_id') v ->> 'task_id' as task_id, ord - 1 as place
@@ -77,14 +93,14 @@ const RECORD = change<{ id: string | null }>(`
       select task_id from turn_results
       where tenant_id = $1 and env = $2 and session_id = (select session_id from turn)
         and task_id not in (select task_id from produced)
-      order by update_time desc, place desc
+      order by turn_id desc, place desc
       offset ${MAX_RESULTS} - (select count(*) from produced)
     ) old
     where r.tenant_id = $1 and r.env = $2 and r.session_id = $11 and r.task_id = old.task_id
     returning 1
   ), checkpoint as (
     insert into state_checkpoints (tenant_id, env, session_id, id, user_id, project_id, turn_id, state, create_time)
-    select $1, $2, s.id, $24::uuid, $3, s.project_id, $12, s.state, s.at from session s
+    select $1, $2, s.id, uuid_v7(s.id_time), $3, s.project_id, (select id from turn), s.state, s.at from made s
     returning 1
   ), pruned as (
     delete from state_checkpoints
@@ -99,9 +115,6 @@ const RECORD = change<{ id: string | null }>(`
 
 export interface TurnEntry {
   sessionId: string;
-  /** Made by the caller, UUIDv7, as they are in the order of their making. */
-  turnId: string;
-  checkpointId: string;
   /** Without one only a checkpoint of the session's state is left. */
   record: TurnRecord | undefined;
   /** 0 if the turn has no messages. */
@@ -111,13 +124,14 @@ export interface TurnEntry {
 
 /**
  * Stores a turn, what its tasks produced, and a checkpoint of the state that the session has by now, in the caller's
- * transaction. Gives null if there was no turn to record, and undefined if the session is not live.
+ * transaction, which must have locked the session's row in an earlier statement. Gives null if there was no turn to record,
+ * and undefined if the session is not live.
  */
 export async function recordTurn(tx: TenantTx, entry: TurnEntry): Promise<TurnRow | null | undefined> {
-  const { sessionId, turnId, checkpointId, record, firstSeq, lastSeq } = entry;
+  const { sessionId, record, firstSeq, lastSeq } = entry;
   const [row] = await tx.query(RECORD, [
     sessionId,
-    record ? turnId : null,
+    record !== undefined,
     record?.query,
     record?.response,
     json(record?.intent),
@@ -129,7 +143,6 @@ export async function recordTurn(tx: TenantTx, entry: TurnEntry): Promise<TurnRo
     json(record?.truncated),
     firstSeq,
     lastSeq,
-    checkpointId,
   ]);
   return row && (row.id === null ? null : (row as TurnRow));
 }
@@ -184,11 +197,11 @@ const DATA = query<SessionDataRow>(`
     ) t
   ) as turns, (
     select json_agg(json_build_object('task_id', r.task_id, 'turn_id', r.turn_id, 'data', t.results -> r.place -> 'data',
-      'update_time', r.update_time) order by r.update_time desc, r.place desc)
+      'update_time', r.update_time) order by r.turn_id desc, r.place desc)
     from (
       select * from turn_results
       where tenant_id = $1 and env = $2 and user_id = $3 and session_id = s.id
-      order by update_time desc, place desc limit ${MAX_RESULTS}
+      order by turn_id desc, place desc limit ${MAX_RESULTS}
     ) r
     join turns t on t.tenant_id = $1 and t.env = $2 and t.session_id = s.id and t.id = r.turn_id
   ) as structured_data, (

@@ -1,4 +1,3 @@
-import { v7 as uuidv7 } from 'uuid';
 import { checkEntries } from '../contexts/context.ts';
 import { checkContextOptions, readContext } from '../contexts/context-service.ts';
 import { appendEntries } from '../contexts/repository.ts';
@@ -25,7 +24,7 @@ import { appendedMessage, checkAppended } from '../threads/message.ts';
 import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import { budgetsOf, refuseSpent, type StatusRow, statusFromRow } from '../usage/budgets.ts';
-import { checkCalls, insertCalls } from '../usage/calls.ts';
+import { checkCalls, insertCalls, RECORDED } from '../usage/calls.ts';
 import type { Folder } from '../usage/fold.ts';
 import {
   acquireTurn,
@@ -133,18 +132,15 @@ export const turnHandlers = (
       if (!current) throw await whyStale(tx.step, threadId);
       if (named.length < countOf(request.messageIds)) throw notFound('message');
       const seqs = [...appended, ...named].map((message) => message.seq);
-      const turnId = uuidv7();
       const [turn, , , , budgets] = await together([
         recordTurn(tx.step, {
           sessionId,
-          turnId,
-          checkpointId: uuidv7(),
           record,
           firstSeq: seqs.length > 0 ? Math.min(...seqs) : 0,
           lastSeq: Math.max(0, ...seqs),
         }),
         request.contextEntries.length > 0 && appendEntries(tx.step, sessionId, request.contextEntries),
-        insertCalls(tx.step, { sessionId, turnId: record ? turnId : null, projectId }, request),
+        insertCalls(tx.step, { sessionId, turnId: record ? RECORDED : null, projectId }, request),
         request.release && releaseTurn(tx.step, threadId, fencingToken),
         call.identity.membership.budgets ? budgetsOf(tx.step, projectId, sessionId) : [],
       ]);

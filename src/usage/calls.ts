@@ -21,9 +21,15 @@ export interface Calls {
 /** Where it was used. */
 export interface Place {
   sessionId: string | null;
+  /** {@link RECORDED} is the one that an earlier statement of the transaction has recorded in the session. */
   turnId: string | null;
   projectId: string;
 }
+
+/** A turn gets its id in the database, and what it used is stored in the same write, before that is known. */
+export const RECORDED = 'recorded';
+const TURN = `coalesce(nullif($12::text, '${RECORDED}')::uuid, case when $12 = '${RECORDED}' then (
+      select t.id from turns t where t.tenant_id = $1 and t.env = $2 and t.session_id = $11::uuid order by t.id desc limit 1) end)`;
 
 const MAX_CALLS = 100;
 const MAX_TOKENS = 1e9;
@@ -110,7 +116,7 @@ const INSERT_LLM_REQUESTS = change<LlmRow>(`
   insert into llm_requests as r (tenant_id, env, id, user_id, session_id, turn_id, project_id, provider, model, prompt_tokens,
     cached_tokens, completion_tokens, total_tokens, prompt_unit_cost, cached_unit_cost, completion_unit_cost, cost, latency_ms,
     status, external_id, request, response, create_time)
-  select $1, $2, v.id, $3, $11::uuid, $12::uuid, $13, v.provider, v.model, v.prompt_tokens, v.cached_tokens, v.completion_tokens,
+  select $1, $2, v.id, $3, $11::uuid, ${TURN}, $13, v.provider, v.model, v.prompt_tokens, v.cached_tokens, v.completion_tokens,
     v.total_tokens, c.prompt, c.cached, c.completion,
     coalesce(nullif(v.cost, '')::numeric,
       (v.prompt_tokens - v.cached_tokens) * coalesce(c.prompt, 0) + v.cached_tokens * coalesce(c.cached, c.prompt, 0)
@@ -145,14 +151,14 @@ export interface StoredRow {
 const INSERT_TOOL_CALLS = change<StoredRow>(`
   insert into tool_calls (tenant_id, env, id, user_id, session_id, turn_id, tool_name, tool_call_id, input, output, status,
     latency_ms, attempt, error, retry_of, create_time)
-  select $1, $2, (v ->> 'id')::uuid, $3, $11::uuid, $12::uuid, v ->> 'toolName', v ->> 'toolCallId', v -> 'input', v -> 'output',
+  select $1, $2, (v ->> 'id')::uuid, $3, $11::uuid, ${TURN}, v ->> 'toolName', v ->> 'toolCallId', v -> 'input', v -> 'output',
     v ->> 'status', (v ->> 'latencyMs')::bigint, (v ->> 'attempt')::int, v ->> 'error', v ->> 'retryOf', clock_timestamp()
   from jsonb_array_elements($13::jsonb) v
   returning id, create_time`);
 
 const INSERT_PROMPTS = change<StoredRow>(`
   insert into prompts (tenant_id, env, id, user_id, session_id, turn_id, name, version, text, create_time)
-  select $1, $2, (v ->> 'id')::uuid, $3, $11::uuid, $12::uuid, v ->> 'name', v ->> 'version', v ->> 'text', clock_timestamp()
+  select $1, $2, (v ->> 'id')::uuid, $3, $11::uuid, ${TURN}, v ->> 'name', v ->> 'version', v ->> 'text', clock_timestamp()
   from jsonb_array_elements($13::jsonb) v
   returning id, create_time`);
 

@@ -72,6 +72,13 @@ export const RULES: Mutant[] = [
     'session-expiry',
   ),
   mutant(
+    'turns are told in the order of clocks, not of their commits',
+    'src/turns/repository.ts',
+    'greatest(c.at, last.next_time) as id_time',
+    'c.at as id_time',
+    'turn-order',
+  ),
+  mutant(
     'a session expires by the clock of the process',
     'src/sessions/repository.ts',
     `and id = $4::uuid and (expire_time is null or expire_time > now())`,

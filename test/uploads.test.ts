@@ -11,7 +11,8 @@ import { unpack } from '../src/snapshots/archive.ts';
 import { storeUrl } from '../src/snapshots/open.ts';
 import { memoryd } from './fixtures/command.ts';
 import { commitOf, type Document, projectId, saveSection, writeDocument } from './fixtures/documents.ts';
-import type { Fault, HttpRequest } from './fixtures/http-server.ts';
+import { startDrive } from './fixtures/drive-server.ts';
+import type { Fault, HttpRequest, HttpServer } from './fixtures/http-server.ts';
 import { type ServerProcess, startProcess } from './fixtures/process.ts';
 import { S3_ENVIRONMENT, type S3Server, s3Error, startS3 } from './fixtures/s3-server.ts';
 import { importFile, transferFolder } from './fixtures/transfer.ts';
@@ -79,11 +80,28 @@ describe('uploads of snapshots', function () {
     running.push(server);
     return server;
   }
-  async function process_(): Promise<ServerProcess> {
-    const flags = ['--snapshot-store', s3.storeUrl()];
-    const server = await startProcess({ databaseUrl: database.app, flags });
+  async function process_(store: string, env: Record<string, string> = {}): Promise<ServerProcess> {
+    const flags = ['--snapshot-store', store];
+    const server = await startProcess({ databaseUrl: database.app, flags, env });
     running.push(server);
     return server;
+  }
+
+  /** What is stored after the first process that writes into a store is killed while it does, and another one begins. */
+  async function killedIn(server: HttpServer, store: string, snapshot: Snapshot): Promise<Snapshot> {
+    const reached = Promise.withResolvers<void>();
+    server.fault = (request) => {
+      if (!isPut(request)) return undefined;
+      reached.resolve();
+      return new Promise(() => {}); // it never hears of it
+    };
+    const first = await process_(store);
+    await reached.promise;
+    first.kill('SIGKILL');
+    expect(await first.exited).to.equal('SIGKILL');
+    server.fault = () => undefined;
+    await process_(store);
+    return becomes(snapshot, STORED);
   }
 
   const commit = async (more: object = {}): Promise<Snapshot> =>
@@ -293,36 +311,38 @@ describe('uploads of snapshots', function () {
 
   it('survive a process that is killed between the commit and the upload, and in the upload', async () => {
     const snapshot = await commitAlone();
-    const reached = Promise.withResolvers<void>();
-    s3.fault = (request) => {
-      if (!isPut(request)) return undefined;
-      reached.resolve();
-      return new Promise(() => {}); // it never hears of it
-    };
-    const first = await process_();
-    await reached.promise;
-    first.kill('SIGKILL');
-    expect(await first.exited).to.equal('SIGKILL');
-    s3.fault = () => undefined;
-    await process_();
-    const stored = await becomes(snapshot, STORED);
+    const stored = await killedIn(s3, s3.storeUrl(), snapshot);
     expect(stored.sha256).to.equal(createHash('sha256').update(content(stored)).digest('hex'));
+  });
+
+  it('survive a process that is killed in an upload to Google Drive, where nothing is there twice', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'memoryd-uploads-'));
+    const drive = await startDrive();
+    try {
+      const snapshot = await commitAlone();
+      const stored = await killedIn(drive, await drive.storeUrl(join(folder, 'drive.json')), snapshot);
+      const hashes = drive.files.map(({ body }) => createHash('sha256').update(body).digest('hex'));
+      expect(hashes).to.deep.equal([stored.sha256]);
+    } finally {
+      await Promise.all(running.splice(0).map((one) => one.stop()));
+      await drive.close();
+      await rm(folder, { recursive: true });
+    }
   });
 
   it('survive a process that is killed while it writes into a folder, of which no half file is shown', async () => {
     const snapshot = await commitAlone();
     const root = await mkdtemp(join(tmpdir(), 'memoryd-uploads-'));
-    const flags = ['--snapshot-store', pathToFileURL(root).href];
+    const store = pathToFileURL(root).href;
     const folder = join(root, tenant, 'dev', 'atlas');
     const unfinished = async () =>
       (await readdir(folder).catch(() => [])).filter((name) => name.startsWith('.unfinished-'));
     try {
-      const first = await startProcess({ databaseUrl: database.app, flags, env: { NODE_OPTIONS: DISK_THAT_HANGS } });
-      running.push(first);
+      const first = await process_(store, { NODE_OPTIONS: DISK_THAT_HANGS });
       await until(async () => (await unfinished()).length > 0);
       first.kill('SIGKILL');
       expect(await first.exited).to.equal('SIGKILL');
-      running.push(await startProcess({ databaseUrl: database.app, flags }));
+      await process_(store);
       const stored = await becomes(snapshot, STORED);
       const kept = await readFile(new URL(stored.link));
       expect(createHash('sha256').update(kept).digest('hex')).to.equal(stored.sha256);

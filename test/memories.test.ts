@@ -1,6 +1,7 @@
 import { randomBytes, randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
+import pg from 'pg';
 import type { RunningServer } from '../src/server.ts';
 import {
   allPages,
@@ -10,7 +11,9 @@ import {
   headersOf,
   metadataOf,
   newTenant,
+  ownerUrl,
   rowCounts,
+  runSql,
   startTestServer,
   tenantSql,
   until,
@@ -149,6 +152,17 @@ describe('project memories', () => {
     const again = await put('k', 'new');
     expect([again.created, again.memory!.version]).to.deep.equal([true, 1]);
     expect(again.memory!.id).to.not.equal(memory!.id);
+
+    const etag = memory!.etag;
+    for (const attempt of [
+      () => put('k', 'over it', { etag }),
+      () => client.project.restoreMemory({ projectId, key: 'k', version: 1, etag }),
+      () => client.project.deleteMemory({ projectId, key: 'k', etag }),
+    ]) {
+      const refused = await failure(attempt());
+      expect([refused.reason, refused.metadata.etag]).to.deep.equal(['ETAG_MISMATCH', again.memory!.etag]);
+    }
+    expect(await get('k'), 'the etag of a deleted memory fits no other').to.deep.equal(again.memory);
   });
 
   it('hides what has expired at once, swept or not, and gives its key to a new one', async () => {
@@ -162,6 +176,63 @@ describe('project memories', () => {
     const again = (await put('k', 'new')).memory!;
     expect([again.version, again.expireTime]).to.deep.equal([1, undefined]);
     expect(again.id).to.not.equal(memory!.id);
+  });
+
+  /** Puts over the key while another transaction has done `first`, which then does `last` and commits. */
+  async function putAcross(first: string, last: string, values: unknown[] = []) {
+    const holder = new pg.Client({ connectionString: ownerUrl() });
+    await holder.connect();
+    try {
+      const { rows } = await holder.query('select pg_backend_pid() as pid');
+      await holder.query(`begin; set local app.tenant_id = '${tenant}'; set local app.env = 'dev'`);
+      await holder.query(first, values);
+      const answer = put('k', 'new');
+      const waits = 'select from pg_stat_activity where $1 = any (pg_blocking_pids(pid))';
+      await until(async () => (await runSql(ownerUrl(), waits, [rows[0].pid])).length > 0);
+      await holder.query(`${last}; commit`);
+      return await answer;
+    } finally {
+      await holder.end();
+    }
+  }
+
+  it('takes a put that comes as the memory expires', async () => {
+    await put('k', 'old');
+    await tenantSql(tenant, 'update memories set expire_time = now()');
+    const late = await putAcross(
+      'select from memories for update',
+      'update memories set expire_time = clock_timestamp()',
+    );
+    expect([late.created, late.memory!.version], 'it began before the new expiry').to.deep.equal([false, 2]);
+    expect(await get('k')).to.include({ value: 'new', version: 2 });
+  });
+
+  it('takes a put across which another memory came and expired', async () => {
+    const { created, memory } = await putAcross(
+      `insert into memories (tenant_id, env, id, project_id, key, version, create_time, update_time, expire_time, created_by, updated_by)
+       values ($1, 'dev', gen_random_uuid(), $2, 'k', 7, now(), now(), now(), 'other', 'other')`,
+      'select',
+      [tenant, projectId],
+    );
+    expect([created, memory!.version]).to.deep.equal([true, 1]);
+    expect(await get('k')).to.deep.equal(memory);
+  });
+
+  it('tells how often a memory was read when it is put or restored, in a replay as well', async () => {
+    await put('k', 'one');
+    for (let i = 0; i < 3; i++) await get('k');
+    await until(async () => (await tenantSql(tenant, 'select from memory_uses where access_count = 3')).length > 0);
+    for (const change of [
+      (requestId: string) => put('k', 'two', { requestId }),
+      (requestId: string) => client.project.restoreMemory({ projectId, key: 'k', version: 1, requestId }),
+    ]) {
+      const requestId = randomUUID();
+      const { memory } = await change(requestId);
+      expect(memory!.accessCount).to.equal(3);
+      expect(memory!.lastAccessTime).to.not.equal(undefined);
+      expect((await change(requestId)).memory).to.deep.equal(memory);
+    }
+    expect(await get('k')).to.include({ version: 3, accessCount: 3 });
   });
 
   it('counts accesses of 100 concurrent readers without a lost one, of get and list alike', async () => {

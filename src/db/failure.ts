@@ -7,6 +7,9 @@ export class CommitUnknown extends Error {}
 /** No connection came free in time. */
 export class PoolExhausted extends Error {}
 
+/** What a transaction had looked at has changed before it could go by that. */
+export class Overtaken extends Error {}
+
 /** The caller is gone or its deadline has passed. */
 export class Interrupted extends Error {}
 
@@ -23,7 +26,7 @@ export function sqlState(error: unknown): string {
 
 /** Whether running the same transaction again can succeed: a serialization failure, a deadlock, a concurrent duplicate. */
 export function isTransient(error: unknown): boolean {
-  return ['40001', '40P01', '23505'].includes(sqlState(error));
+  return error instanceof Overtaken || ['40001', '40P01', '23505'].includes(sqlState(error));
 }
 
 /** Whether a prepared statement must be prepared anew: its result type changed under it, or the connection lost it. */

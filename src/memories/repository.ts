@@ -1,11 +1,11 @@
 import { v7 as uuidv7 } from 'uuid';
 import { audited, requested } from '../db/change.ts';
+import { Overtaken } from '../db/failure.ts';
 import { change, json, pointRead, query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Memory, MemoryVersion } from '../gen/memory/v1/project_memory.ts';
 import { deleted, etagMismatch, notFound, type RpcError } from '../rpc/errors.ts';
-import { etagOf } from '../rpc/validate.ts';
 import type { JsonObject } from '../wire/struct.ts';
 import { admitEmbedding, WITH_EMBEDDING, WITHOUT_EMBEDDING } from './embeddings.ts';
 import { indexed } from './texts.ts';
@@ -32,26 +32,30 @@ export interface SavedRow {
   expireTime: Timestamp | null;
   createdBy: string;
   updatedBy: string;
+  lastAccessTime: Timestamp | null;
+  accessCount: number;
 }
 
 export interface MemoryRow extends SavedRow {
   value: string;
   metadata: JsonObject;
-  lastAccessTime: Timestamp | null;
-  accessCount: number;
   useTime: Timestamp;
   byteSize: number;
 }
 
 type Content = Pick<MemoryRow, 'value' | 'metadata'>;
 
-export function memoryFromRow(row: SavedRow & Content & Partial<MemoryRow>): Memory {
+/** The key may be another memory's later, with the same versions. */
+const etagOf = ({ id, version }: { id: string; version: number }): string => `"${id}.${version}"`;
+const etag = (row: string) => `'"' || ${row}.id || '.' || ${row}.version || '"'`;
+
+export function memoryFromRow(row: SavedRow & Content): Memory {
   const { expireTime, lastAccessTime, ...rest } = row;
   return Memory.fromPartial({
     ...rest,
     expireTime: expireTime ?? undefined,
     lastAccessTime: lastAccessTime ?? undefined,
-    etag: etagOf(row.version),
+    etag: etagOf(row),
   } as object);
 }
 
@@ -67,7 +71,9 @@ const VERSIONED = `pruned as (
     insert into memory_uses as u (tenant_id, env, memory_id, project_id, use_time)
     select $1, $2, id, project_id, update_time from saved
     on conflict (tenant_id, env, memory_id) do update set use_time = greatest(u.use_time, excluded.use_time)
-    returning 1
+    returning last_access_time, access_count
+  ), result as (
+    select saved.*, used.last_access_time, used.access_count from saved, used
   ), searched as (
     select saved.id, saved.project_id, saved.key, saved.version, content.value from saved, content
   ), ${indexed('searched')}`;
@@ -77,7 +83,7 @@ const about = {
   metadata: `jsonb_build_object('version', version)`,
 };
 
-// One that has expired has the key until it is swept: it goes in a statement before.
+// One that has expired has the key until it is swept: it goes in a statement before, which goes by the same instant.
 const RETIRE = query(`
   delete from memories
   where tenant_id = $1 and env = $2 and project_id = $4 and key = $5 and delete_time is null and expire_time <= now()`);
@@ -87,20 +93,20 @@ const put = (embedding: string) =>
   with saved as (
     insert into memories as m (tenant_id, env, id, project_id, key, version, create_time, update_time, expire_time, created_by, updated_by)
     select $1, $2, $11::uuid, $12::text, $13::text, 1, c.at, c.at, coalesce($16::timestamptz, c.at + make_interval(secs => $17::float8)), $3, $3
-    from (select clock_timestamp() as at) c
-    where $18::bigint is null or exists (
+    from (select now() as at) c
+    where $18::text is null or exists (
       select from memories m where m.tenant_id = $1 and m.env = $2 and m.project_id = $12 and m.key = $13 and ${live('m')})
     on conflict (tenant_id, env, project_id, key) where delete_time is null
     do update set version = m.version + 1, update_time = greatest(m.update_time, excluded.update_time),
       expire_time = excluded.expire_time, updated_by = excluded.updated_by
-    where (m.expire_time is null or m.expire_time > excluded.update_time) and ($18 is null or m.version = $18)
+    where (m.expire_time is null or m.expire_time > excluded.update_time) and ($18 is null or ${etag('m')} = $18)
     returning ${COLUMNS_OF_M}, m.version = 1 as created
   ), content as (
     insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, create_time, created_by)
     select $1, $2, id, version, $14::text, $15::jsonb, update_time, $3 from saved
     returning value
-  ), ${VERSIONED}, ${embedding}, ${audited('memories.put', 'saved', about)}, ${requested('saved')}
-  select * from saved`);
+  ), ${VERSIONED}, ${embedding}, ${audited('memories.put', 'saved', about)}, ${requested('result')}
+  select * from result`);
 
 export interface Put {
   projectId: string;
@@ -109,8 +115,8 @@ export interface Put {
   metadata: JsonObject;
   expireTime?: string | undefined;
   ttlSeconds?: number | undefined;
-  /** The version that the stored memory must have. */
-  version?: number | undefined;
+  /** That of the stored memory, or '' for whatever is stored. */
+  etag: string;
   embedding: number[];
 }
 
@@ -119,12 +125,16 @@ const PUT_EMBEDDED = put(WITH_EMBEDDING);
 
 /** Gives no rows if it refused: see {@link whyNotSaved}. */
 export async function putMemory(tx: TenantTx, put: Put): Promise<(SavedRow & { created: boolean })[]> {
-  const { projectId, key, value, metadata, expireTime, ttlSeconds, version, embedding } = put;
+  const { projectId, key, value, metadata, expireTime, ttlSeconds, etag, embedding } = put;
   await tx.query(RETIRE, [projectId, key]);
-  const values = [uuidv7(), projectId, key, value, json(metadata), expireTime, ttlSeconds, version];
-  if (embedding.length === 0) return tx.final(PUT, values);
-  await admitEmbedding(tx, projectId, embedding);
-  return tx.final(PUT_EMBEDDED, [...values, embedding.length, json(embedding)]);
+  const values = [uuidv7(), projectId, key, value, json(metadata), expireTime, ttlSeconds, etag || null];
+  if (embedding.length > 0) await admitEmbedding(tx, projectId, embedding);
+  const saved =
+    embedding.length > 0
+      ? await tx.final(PUT_EMBEDDED, [...values, embedding.length, json(embedding)])
+      : await tx.final(PUT, values);
+  if (saved.length === 0 && !etag) throw new Overtaken('a memory came and expired meanwhile');
+  return saved;
 }
 
 const RESTORE = change<SavedRow & { restored: number }>(`
@@ -135,30 +145,30 @@ const RESTORE = change<SavedRow & { restored: number }>(`
   ), saved as (
     update memories m set version = m.version + 1, update_time = greatest(m.update_time, clock_timestamp()), updated_by = $3
     from wanted
-    where m.tenant_id = $1 and m.env = $2 and m.id = wanted.memory_id and ${live('m')} and ($14::bigint is null or m.version = $14)
+    where m.tenant_id = $1 and m.env = $2 and m.id = wanted.memory_id and ${live('m')} and ($14::text is null or ${etag('m')} = $14)
     returning ${COLUMNS_OF_M}
   ), content as (
     insert into memory_versions (tenant_id, env, memory_id, version, value, metadata, restored_version, create_time, created_by)
     select $1, $2, saved.id, saved.version, wanted.value, wanted.metadata, wanted.version, saved.update_time, $3 from saved, wanted
     returning value
-  ), ${VERSIONED}, ${WITHOUT_EMBEDDING}, ${audited('memories.restore', 'saved', about)}, ${requested('saved')}
-  select * from saved`);
+  ), ${VERSIONED}, ${WITHOUT_EMBEDDING}, ${audited('memories.restore', 'saved', about)}, ${requested('result')}
+  select * from result`);
 
 /** Gives no rows if it refused: see {@link whyNotSaved}. */
 export async function restoreMemory(
   tx: TenantTx,
   { projectId, key }: Key,
   from: number,
-  version: number | undefined,
+  etag: string,
 ): Promise<SavedRow[]> {
-  return tx.final(RESTORE, [projectId, key, from, version]);
+  return tx.final(RESTORE, [projectId, key, from, etag || null]);
 }
 
 const DELETE = change<{ id: string }>(`
   with gone as (
     update memories m set delete_time = clock_timestamp()
     where m.tenant_id = $1 and m.env = $2 and m.project_id = $11 and m.key = $12 and ${live('m')}
-      and ($13::bigint is null or m.version = $13)
+      and ($13::text is null or ${etag('m')} = $13)
     returning m.id, m.project_id, m.version
   ), emptied as (
     delete from memory_versions v using gone where v.tenant_id = $1 and v.env = $2 and v.memory_id = gone.id
@@ -179,29 +189,25 @@ export interface Key {
 }
 
 /** Gives no rows if it refused: see {@link whyNotSaved}. */
-export async function deleteMemory(tx: TenantTx, { projectId, key }: Key, version: number | undefined) {
-  return tx.final(DELETE, [projectId, key, version]);
+export async function deleteMemory(tx: TenantTx, { projectId, key }: Key, etag: string) {
+  return tx.final(DELETE, [projectId, key, etag || null]);
 }
 
-const STATE = pointRead<{ version: number; deleted: boolean; there: boolean }>(`
-  select m.version, m.delete_time is not null as deleted, ${live('m')} as there from memories m
+const STATE = pointRead<{ id: string; version: number; deleted: boolean; there: boolean }>(`
+  select m.id, m.version, m.delete_time is not null as deleted, ${live('m')} as there from memories m
   where m.tenant_id = $1 and m.env = $2 and m.project_id = $4 and m.key = $5
   order by m.delete_time desc nulls first limit 1`);
 
 /** Why nothing was put: only an etag can be in the way, that of a memory which is not there, too. */
 export async function whyNotPut(db: TenantDb, { projectId, key }: Key): Promise<RpcError> {
   const [state] = await db.query(STATE, [projectId, key]);
-  return etagMismatch(state?.there ? etagOf(state.version) : '');
+  return etagMismatch(state?.there ? etagOf(state) : '');
 }
 
 /** Why a write found no memory to change. */
-export async function whyNotSaved(
-  db: TenantDb,
-  { projectId, key }: Key,
-  version: number | undefined,
-): Promise<RpcError> {
+export async function whyNotSaved(db: TenantDb, { projectId, key }: Key, etag: string): Promise<RpcError> {
   const [state] = await db.query(STATE, [projectId, key]);
-  if (state?.there && version !== undefined && version !== state.version) return etagMismatch(etagOf(state.version));
+  if (state?.there && etag && etag !== etagOf(state)) return etagMismatch(etagOf(state));
   return state?.there ? notFound('version') : missing(state);
 }
 

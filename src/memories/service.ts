@@ -1,7 +1,7 @@
 import { timestampText } from '../db/statement.ts';
 import type { ProjectMemoryServiceService } from '../gen/memory/v1/project_memory_service.ts';
 import type { Handlers } from '../rpc/implement.ts';
-import { Check, expiryOf, revisionOf } from '../rpc/validate.ts';
+import { Check, expiryOf } from '../rpc/validate.ts';
 import { checkEmbedding, expectEmbeddable } from './embeddings.ts';
 import {
   contentAt,
@@ -42,12 +42,7 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
     check.done();
 
     const { metadata = {} } = request;
-    const put = {
-      ...request,
-      metadata,
-      ...expiryOf(request.expiration),
-      version: revisionOf(request.etag),
-    };
+    const put = { ...request, metadata, ...expiryOf(request.expiration) };
     const [row] = await call.change(request, async (tx) => {
       const saved = await putMemory(tx, put);
       if (saved.length === 0) throw await whyNotPut(call.db, request);
@@ -144,10 +139,10 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
-    const version = revisionOf(request.etag);
+    const { version, etag } = request;
     const [row] = await call.change(request, async (tx) => {
-      const saved = await restoreMemory(tx, request, request.version, version);
-      if (saved.length === 0) throw await whyNotSaved(call.db, request, version);
+      const saved = await restoreMemory(tx, request, version, etag);
+      if (saved.length === 0) throw await whyNotSaved(call.db, request, etag);
       return saved;
     });
     call.count('created', 'memory_versions', 1);
@@ -161,10 +156,10 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
-    const version = revisionOf(request.etag);
+    const { etag } = request;
     await call.change(request, async (tx) => {
-      const gone = await deleteMemory(tx, request, version);
-      if (gone.length === 0) throw await whyNotSaved(call.db, request, version);
+      const gone = await deleteMemory(tx, request, etag);
+      if (gone.length === 0) throw await whyNotSaved(call.db, request, etag);
       return gone;
     });
     return {};

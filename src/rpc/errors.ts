@@ -1,6 +1,6 @@
 import { Metadata, type ServiceError, status } from '@grpc/grpc-js';
 import { RequestIdReused } from '../db/change.ts';
-import { CommitUnknown, DatabaseAway, Interrupted, PoolExhausted, sqlState } from '../db/failure.ts';
+import { CommitUnknown, DatabaseAway, Interrupted, Overtaken, PoolExhausted, sqlState } from '../db/failure.ts';
 import type { LeaseState } from '../db/lease.ts';
 import { BadPageToken } from '../db/page.ts';
 import { timestampText } from '../db/statement.ts';
@@ -103,6 +103,7 @@ export function toRpcError(error: unknown): RpcError {
     return exhausted('POOL_EXHAUSTED', 'no database connection came free in time', 1000);
   if (error instanceof Interrupted)
     return new RpcError(status.DEADLINE_EXCEEDED, 'DEADLINE_EXCEEDED', 'the deadline has passed');
+  if (error instanceof Overtaken) return conflict('too many concurrent changes');
   if (error instanceof BadPageToken) return invalid([{ field: 'page_token', description: error.message }]);
   if (error instanceof RequestIdReused) {
     return new RpcError(status.INVALID_ARGUMENT, 'REQUEST_ID_REUSED', error.message, {

@@ -47,6 +47,21 @@ export const MEMORIES: Mutant[] = [
     'memory-search',
   ),
   mutant('words that are used are forgotten', 'src/memories/texts.ts', ' and not j.used', '', 'memory-search'),
+  {
+    bug: 'the etag of a deleted memory fits the next one with its key',
+    edits: [
+      { file: 'src/memories/repository.ts', find: '`"${id}.${version}"`', replace: '`"${version}"`' },
+      { file: 'src/memories/repository.ts', find: "|| ${row}.id || '.' ||", replace: '||' },
+    ],
+    caughtBy: ['memories'],
+  },
+  mutant(
+    'a put that comes as the memory expires is refused',
+    'src/memories/repository.ts',
+    'throw new Overtaken(',
+    'console.debug(',
+    'memories',
+  ),
   mutant(
     'a deleted memory leaves its words',
     'src/memories/repository.ts',

@@ -54,7 +54,10 @@ export interface Memory {
   createdBy: string;
   /** Output only. The user that changed it last. */
   updatedBy: string;
-  /** Output only. Changes with the version. A change that names another than the current one is refused. */
+  /**
+   * Output only. Changes with the version, and is never that of another memory with the same key. A change that names another
+   * than the current one is refused.
+   */
   etag: string;
 }
 

@@ -7,6 +7,7 @@ import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import { rederive } from '../src/search/rederive.ts';
 import type { RunningServer } from '../src/server.ts';
 import { readTables, type Table } from '../src/transfer/catalog.ts';
+import { written } from '../src/transfer/file.ts';
 import { LEFT_OUT, OF_NO_PROJECT, ofProject } from '../src/transfer/rules.ts';
 import { addMembers } from './fixtures/answers.ts';
 import { type Place, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
@@ -331,7 +332,9 @@ describe('export and import', function () {
     expect(told.messages.map(({ content }) => content)).to.deep.equal(['mark-of-apollo', '']);
     const again = await exported(into, appUrl(), { env: 'dev', project: 'apollo' });
     const calls = await tenantSql(into, 'select cost::text, folded from llm_requests');
-    expect(calls, 'not in the sums of the other tenant').to.deep.equal([{ cost: '0.100000000000', folded: false }]);
+    expect(calls).to.deep.equal([{ cost: '0.100000000000', folded: true }]);
+    const sums = await tenantSql(into, 'select distinct requests, cost::text from usage_rollups');
+    expect(sums, 'added up where it arrives').to.deep.equal([{ requests: '1', cost: '0.100000000000' }]);
     // Resuming moves the session's activity, and leaves an event.
     const moved = (content: string) =>
       content
@@ -342,6 +345,78 @@ describe('export and import', function () {
       'there is no tenant nobody to take project apollo',
     );
     for (const open of [user, another, there]) open.close();
+  });
+
+  it('of one project hold no events of another whose id goes on as resources do', async () => {
+    const tenant = await newTenant(['user']);
+    const at = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
+    for (const projectId of ['a', 'a/memories', 'a/drafts', 'a/drafts/b', 'a/profile', 'a_']) {
+      await at.project.putMemory({ projectId, key: `of ${projectId}`, value: 'v' });
+      for (const sectionId of ['s', 'drafts/s']) await at.artifact.lockSection({ projectId, sectionId, holder: 'h' });
+      await at.artifact.putProjectProfile({ projectId, yaml: 'a: 1' });
+    }
+    at.close();
+    const uuid = /[0-9a-f-]{36}$/;
+    const eventsOf = async (project: string) =>
+      linesOf(await exported(tenant, appUrl(), { env: 'dev', project }))
+        .filter(({ table }) => table === 'audit_events')
+        .map(({ row }) => `${row.action} ${row.resource.replace(uuid, 'ID')}`);
+    expect(await eventsOf('a')).to.have.members([
+      'memories.put projects/a/memories/ID',
+      'sections.lock projects/a/drafts/s',
+      'profiles.put projects/a/profile',
+    ]);
+    // Which project a lock of `projects/a/drafts/drafts/s` is of, nothing tells.
+    expect(await eventsOf('a/drafts')).to.have.members([
+      'memories.put projects/a/drafts/memories/ID',
+      'profiles.put projects/a/drafts/profile',
+    ]);
+    expect(await eventsOf('a/memories')).to.have.members([
+      'memories.put projects/a/memories/memories/ID',
+      'sections.lock projects/a/memories/drafts/s',
+      'profiles.put projects/a/memories/profile',
+    ]);
+  });
+
+  it('leaves the words of deleted memories behind, and finds misspelt ones where it arrives', async () => {
+    const tenant = await newTenant(['user']);
+    const at = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
+    await at.project.putMemory({ projectId: 'p', key: 'kept', value: 'the quarterly report' });
+    await at.project.putMemory({ projectId: 'p', key: 'kept', value: 'the quarterly numbers' });
+    await at.project.putMemory({ projectId: 'p', key: 'gone', value: 'Zephyrcorp' });
+    await at.project.deleteMemory({ projectId: 'p', key: 'gone' });
+    at.close();
+    const content = await exported(tenant, appUrl());
+    expect(content).to.not.match(/zephyrcorp/i);
+
+    const [header] = linesOf(content);
+    header.tables.memory_words = ['project_id', 'word'];
+    const word = '{"env":"dev","table":"memory_words","row":{"project_id":"p","word":"zephyrcorp"}}';
+    async function* batches() {
+      for (const line of [word, ...content.trimEnd().split('\n').slice(1, -1)]) {
+        const { env, table } = JSON.parse(line);
+        yield { env, table, lines: [line] };
+      }
+    }
+    let formerly = '';
+    for await (const text of written(header, batches(), () => {})) formerly += text;
+
+    for (const [what, file] of Object.entries({ today: content, formerly })) {
+      const into = await newTenant(['user']);
+      await importFile(await fileOf(file), appUrl(), { tenant: into });
+      const words = await tenantSql(into, 'select word from memory_words order by word');
+      expect(
+        words.map(({ word }) => word),
+        what,
+      ).to.deep.equal(['kept', 'numbers', 'quarterly']);
+      const there = connect(`127.0.0.1:${server.port}`, headersOf(into));
+      const found = await there.project.searchMemories({ projectId: 'p', query: 'quaterly' });
+      expect(
+        found.results.map(({ memory }) => memory!.value),
+        what,
+      ).to.deep.equal(['the quarterly numbers']);
+      there.close();
+    }
   });
 
   // The last one: it changes what the others export.

@@ -9,19 +9,10 @@ const FRESH_DAYS = 6;
 const CHECK_DAYS = 7;
 
 /**
- * The CTEs that store what is searched of memories: of `source`, with id, project_id, key, version and value, their words,
- * and which words there are in the project. Fresh ones are not even locked, as all who write to a project share them;
- * new ones are in order, so that nobody waits in a circle.
+ * The CTE that stores which words there are in projects: those of `source`, memories with project_id, key and value. Fresh ones
+ * are not even locked, as all who write to a project share them; new ones are in order, so that nobody waits in a circle.
  */
-export const indexed = (source: string) => `texts as (
-    insert into memory_texts as t (tenant_id, env, memory_id, project_id, version, search_language, tsv)
-    select $1, $2, m.id, m.project_id, m.version, l.search_language, memory_tsv(l.search_language, m.key, m.value)
-    from ${source} m, tenants l where l.tenant_id = $1
-    on conflict (tenant_id, env, memory_id) do update
-      set version = excluded.version, search_language = excluded.search_language, tsv = excluded.tsv
-      where t.version <= excluded.version
-    returning 1
-  ), vocabulary as (
+export const vocabulary = (source: string) => `vocabulary as (
     insert into memory_words (tenant_id, env, project_id, word, check_time)
     select $1, $2, m.project_id, w.word, now() from ${source} m, memory_vocabulary(m.key, m.value) w (word)
     where not exists (
@@ -32,6 +23,17 @@ export const indexed = (source: string) => `texts as (
     on conflict (tenant_id, env, project_id, word) do update set check_time = excluded.check_time
     returning 1
   )`;
+
+/** The CTEs that store what is searched of memories: of `source`, with id, project_id, key, version and value. */
+export const indexed = (source: string) => `texts as (
+    insert into memory_texts as t (tenant_id, env, memory_id, project_id, version, search_language, tsv)
+    select $1, $2, m.id, m.project_id, m.version, l.search_language, memory_tsv(l.search_language, m.key, m.value)
+    from ${source} m, tenants l where l.tenant_id = $1
+    on conflict (tenant_id, env, memory_id) do update
+      set version = excluded.version, search_language = excluded.search_language, tsv = excluded.tsv
+      where t.version <= excluded.version
+    returning 1
+  ), ${vocabulary(source)}`;
 
 /** What is searched of some memories, made anew where it is in another language than $4, or of another version or none. */
 export const DERIVE_MEMORIES = query<{ position: string[]; n: number }>(`
@@ -72,15 +74,12 @@ const FORGET = query<{ looked: number; forgotten: number }>(`
 export async function forgetWords(database: Database, signal?: AbortSignal): Promise<number> {
   let count = 0;
   await everyPlace(database, signal, async (scope: Scope) => {
-    for (let looked = LOOKED_AT; looked === LOOKED_AT; ) {
-      signal?.throwIfAborted();
-      const limits = { deadline: Date.now() + 60_000, signal };
-      const [done] = await transaction(database, scope, undefined, limits, { repeatable: true }, (tx) =>
-        tx.final(FORGET),
-      );
-      looked = done!.looked;
-      count += done!.forgotten;
-    }
+    const limits = { deadline: Date.now() + 60_000, signal };
+    const [done] = await transaction(database, scope, undefined, limits, { repeatable: true }, (tx) =>
+      tx.final(FORGET),
+    );
+    count += done!.forgotten;
+    return done!.looked === LOOKED_AT;
   });
   return count;
 }

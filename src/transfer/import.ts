@@ -9,10 +9,11 @@ import { query } from '../db/statement.ts';
 import { reader, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import { uncount } from '../quotas/sessions.ts';
+import { fold } from '../usage/fold.ts';
 import { isDirectory, readTables, type Table } from './catalog.ts';
 import { type Batch, type Footer, type Header, read, spool } from './file.ts';
 import { CALL_MS, checkSchema, type Statements, scopeOf, statementsOf, type Target, take } from './rows.ts';
-import { columnsOf, exported } from './rules.ts';
+import { columnsOf, exported, FORMERLY_TAKEN } from './rules.ts';
 
 export interface ImportOptions {
   /** `-` for stdin. */
@@ -95,6 +96,7 @@ async function check(
   const empty = new Map<string, boolean>();
   const differing: string[] = [];
   const visit = async (batch: Batch, bytes: number) => {
+    if (FORMERLY_TAKEN.includes(batch.table)) return;
     const { target, there } = begun!;
     const statements = statementsFor(begun!, batch);
     const name = `${batch.env} ${batch.table}`;
@@ -129,10 +131,13 @@ async function store(begun: Import, tell: Tell): Promise<number> {
   const changed = new Set(['']);
   let stored = 0;
   const visit = async (batch: Batch, bytes: number) => {
+    if (FORMERLY_TAKEN.includes(batch.table)) return;
     const how = there && isDirectory(batch.table) ? 'add' : 'store';
     const outcome = await take(target, statementsFor(begun, batch), batch, how, !changed.has(batch.env));
     if (outcome.stored > 0) changed.add(batch.env);
     stored += outcome.stored;
+    // Those of a whole tenant have their sums with them.
+    if (header.project && batch.table === 'llm_requests') await fold(database, scopeOf(target, batch.env));
     tell('stored', batch.lines.length, bytes);
   };
   await read(file, visit);

@@ -7,7 +7,7 @@ import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { UserError } from '../errors.ts';
 import type { Table } from './catalog.ts';
 import type { Batch, Header } from './file.ts';
-import { ACTIONS, DERIVED } from './rules.ts';
+import { ACTIONS, DERIVED, FOLLOWING } from './rules.ts';
 
 /** Where rows go. */
 export interface Target {
@@ -44,6 +44,7 @@ export interface Statements {
 export function statementsOf(table: Table, columns: string[]): Statements {
   const { name } = table;
   const derived = DERIVED[name] ?? {};
+  const following = FOLLOWING[name];
   const all = [...columns, ...Object.keys(derived)];
   // A part of a tenant may go into an env of another name.
   const ownEnvs = (column: string) => name === 'tenants' && column === 'envs';
@@ -86,7 +87,7 @@ export function statementsOf(table: Table, columns: string[]): Statements {
         select $1, ${table.ofEnv ? '$2, ' : ''}${values} from given g where ${notThere('same')} order by g.n
         on conflict do nothing
         returning ${keys.length > 0 ? keys.join(', ') : 'tenant_id'}
-      )
+      )${following ? `, fresh as (select g.* from given g where exists (select from stored x where ${keyOfStored})), ${following}` : ''}
       ${outcome('(select count(*)::int from stored)', `${notThere('same')} and not exists (select from stored x where ${keyOfStored})`)}`),
     compare: change<Row>(`
       with ${input}

@@ -1,3 +1,4 @@
+import { vocabulary } from '../memories/texts.ts';
 import type { Table } from './catalog.ts';
 
 // What of a tenant goes into an export. Everything does that is not named here: the tables and their columns are those of
@@ -12,7 +13,11 @@ export const LEFT_OUT: Record<string, string> = {
   audit_blocks:
     'the chain of the events of this place: those that arrive are new ones there, and become part of its chain',
   dropped_threads: 'what the sweep has still to remove here, which an export leaves out',
+  memory_words: 'words of memories, also of deleted ones until they are forgotten, which an import derives',
 };
+
+/** Of these, the ones that exports of older versions hold. */
+export const FORMERLY_TAKEN = ['memory_words'];
 
 /** Columns that the place of arrival fills itself. */
 export const COLUMNS_LEFT_OUT: Record<string, string[]> = {
@@ -31,8 +36,15 @@ const COLUMNS_LEFT_OUT_OF_PROJECT: Record<string, string[]> = {
 /** Columns that follow from others of the row, or that each place moves by itself, and how they are made where rows arrive. */
 export const DERIVED: Record<string, Record<string, string>> = {
   messages: { tsv: 'message_tsv(search_language, content)' },
-  memory_words: { check_time: 'now()' },
   snapshots: { queue_time: 'now()', due_time: 'now()' },
+};
+
+/** CTEs that store what follows from the rows of a table that were stored, which are `fresh`. */
+export const FOLLOWING: Record<string, string> = {
+  memory_versions: `newest as (
+    select m.project_id, m.key, f.value from fresh f
+    join memories m on m.tenant_id = $1 and m.env = $2 and m.id = f.memory_id and m.version = f.version
+  ), ${vocabulary('newest')}`,
 };
 
 /** The actions that an export and an import leave in the audit trail. They tell of a place, and stay in it. */
@@ -87,6 +99,17 @@ const threadOfProject: Condition = (row) => {
   return `exists ${pointing('s.project_id = $3')} and not exists ${pointing(`s.project_id not in ($3, '')`)}`;
 };
 
+// As the project's id may hold any characters, what follows it must be whole: `projects/a/memories/…` is of a project `a` only
+// if that is all. Where the ids of a project and its section hold `/drafts/` as well, nothing tells the two apart: it stays.
+const eventOfProject: Condition = (row) => {
+  const rest = `substr(${row}.resource, ${'projects//'.length + 1} + length($3))`;
+  const draft = `${row}.action like any ('{drafts.%,sections.%}')`;
+  const kinds = `^(profile|(memories|inputs|artifacts|snapshots)/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$`;
+  return `starts_with(${row}.resource, 'projects/' || $3 || '/') and case when ${draft}
+      then starts_with(${rest}, 'drafts/') and ${row}.resource !~ '/drafts/(.*/)?drafts/'
+      else ${rest} ~ '${kinds}' end`;
+};
+
 /** How rows belong to a project, where neither a column `project_id`, a foreign key nor a session tells. */
 const OF_PROJECT: Record<string, Condition> = {
   threads: threadOfProject,
@@ -97,8 +120,7 @@ const OF_PROJECT: Record<string, Condition> = {
   bundles: (row) => `${row}.source_project_id = $3`,
   // Of the project itself, or of one of its sessions.
   budgets: (row) => `(${row}.scope = 2 and ${row}.subject = $3 or ${session(row)})`,
-  audit_events: (row) =>
-    `(${session(row)} or starts_with(${row}.resource, 'projects/' || $3 || '/') or ${row}.resource = 'projects/' || $3)`,
+  audit_events: (row) => `(${session(row)} or ${eventOfProject(row)})`,
 };
 
 /** Tables that belong to the tenant or to its users, and to no project. */

@@ -65,4 +65,18 @@ export const TRANSFER: Mutant[] = [
     'time',
     'importers',
   ),
+  mutant(
+    'a project is exported with events of another',
+    'src/transfer/rules.ts',
+    "else ${rest} ~ '${kinds}' end",
+    'else true end',
+    'transfer',
+  ),
+  mutant(
+    'words of deleted memories are exported',
+    'src/transfer/rules.ts',
+    "  memory_words: 'words",
+    "  memory_word: 'words",
+    'transfer',
+  ),
 ];

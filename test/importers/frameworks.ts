@@ -367,7 +367,6 @@ describe('memoryd import --from', () => {
     before(function () {
       this.timeout(400_000);
       program = python();
-      if (!program) console.log('    skipped: the packages of test/importers/python cannot be installed');
       if (!program) this.skip();
     });
 

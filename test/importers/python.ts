@@ -3,11 +3,12 @@ import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { missing } from './missing.ts';
 
 const HERE = fileURLToPath(new URL('python/', import.meta.url));
 const CACHE = fileURLToPath(new URL('../../node_modules/.cache/importers-', import.meta.url));
 
-/** A Python with the packages of requirements.txt, installed at the first use; undefined where they cannot be had. */
+/** A Python with the packages of requirements.txt, installed at the first use; undefined where they are {@link missing}. */
 export function python(): string | undefined {
   const requirements = join(HERE, 'requirements.txt');
   const venv = `${CACHE}${createHash('sha256').update(readFileSync(requirements)).digest('hex').slice(0, 12)}`;
@@ -20,7 +21,10 @@ export function python(): string | undefined {
     [program, ['-m', 'pip', 'install', '--quiet', '-r', requirements]],
   ];
   for (const [command, args] of steps) {
-    if (spawnSync(command, args, { stdio: 'ignore', timeout: 300_000 }).status !== 0) return undefined;
+    const { status, stderr, error } = spawnSync(command, args, { encoding: 'utf8', timeout: 300_000 });
+    if (status === 0) continue;
+    missing('the packages of test/importers/python', error?.message ?? stderr);
+    return undefined;
   }
   writeFileSync(mark, '');
   return program;

@@ -126,6 +126,12 @@ export const SETTINGS = {
   maxConnectionAgeGrace: setting('duration', lasting, '5m', 'How long its calls may go on then.'),
   drainWait: setting('duration', duration, '2s', 'On a signal: how long it goes on, not ready, before it drains.'),
   drainTimeout: setting('duration', duration, '10s', 'On a signal: how long calls under way may go on.'),
+  jobs: setting(
+    'on|off',
+    onOff,
+    'on',
+    'The jobs that servers share: the sweep, sums of usage, reading for profiles, words of searches. Some server must have them.',
+  ),
   sweepInterval: setting('duration', minutes, '1m', 'How often what has expired is removed: up to 30m. 0m: never.'),
   snapshotStore: setting(
     'url',

@@ -129,27 +129,27 @@ export const features: Features = {
     const stop = async () => {
       await Promise.all(running.map((one) => one.stop()));
     };
-    if (config.sweepInterval === 0) return { stop };
+    if (!config.jobs) return { stop };
 
     const removed = async (signal: AbortSignal) => {
       const counts = await sweep(database, signal, kernel.keyring);
       for (const [kind, rows] of counts) metrics.swept(kind, rows);
       return Object.fromEntries(counts);
     };
-    const everyMinutes = config.sweepInterval / 60_000;
     // What began so long ago has ended: it writes in no former language any more, and no message with an older id.
     const settledMs = 2 * config.callTimeout + 60_000;
     const jobs: Job[] = [
-      { name: 'sweep', everyMinutes, run: removed },
-      { name: 'rederive', everyMinutes, run: (signal) => rederive(database, settledMs, signal) },
+      { name: 'rederive', everyMinutes: 1, run: (signal) => rederive(database, settledMs, signal) },
       // Each word is up for it once a week.
       { name: 'forget-words', everyMinutes: 30, run: (signal) => forgetWords(database, signal) },
       { name: 'read-for-profiles', everyMinutes: 1, run: (signal) => readAll(database, settledMs, signal) },
       // Often, as what is not sealed can be changed unnoticed.
       { name: 'seal', everyMinutes: 1, run: (signal) => sealAll({ database, keyring: kernel.keyring }, signal) },
-      { name: 'fold', everyMinutes, run: (signal) => foldAll(database, signal) },
+      { name: 'fold', everyMinutes: 1, run: (signal) => foldAll(database, signal) },
       { name: 'measure', everyMinutes: 1, run: (signal) => measureAll(database, signal) },
     ];
+    if (config.sweepInterval > 0)
+      jobs.push({ name: 'sweep', everyMinutes: config.sweepInterval / 60_000, run: removed });
     const started = startJobs(url, jobs, log);
     running.push(
       await started.catch(async (error) => {

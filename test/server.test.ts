@@ -134,7 +134,7 @@ describe('server', () => {
       keyFile: process.env.MEMORYD_TEST_KEY_FILE,
       snapshotStore: 'none',
       drainWait: 0,
-      sweepInterval: 0,
+      jobs: false,
     } as const;
     const own = await startServer(makeConfig(app, { ...config, metricsPort: 0 }), features, silentLog());
     const probe = healthOf(own.port);

@@ -200,7 +200,7 @@ export async function useOwnDatabase(): Promise<() => void> {
   return () => use(shared);
 }
 
-/** A server in this process, as `serve` makes it, on a free port; the sweep runs only when a test runs it. */
+/** A server in this process, as `serve` makes it, on a free port; jobs run only when a test runs them. */
 export async function startTestServer(
   settings: Parameters<typeof makeConfig>[1] = {},
   log: Logger = process.env.TEST_LOG ? createLog('info') : silentLog(),
@@ -214,7 +214,7 @@ export async function startTestServer(
     keyFile: process.env.MEMORYD_TEST_KEY_FILE,
     snapshotStore: 'none',
     drainWait: 0,
-    sweepInterval: 0,
+    jobs: false,
   } as const;
   return startServer(makeConfig(url, { ...chosen, ...settings }), features, log);
 }

@@ -269,7 +269,7 @@ describe('the sweep', () => {
       `insert into requests (tenant_id, env, user_id, method, request_id, fingerprint, result, create_time)
        values ('acme', 'dev', 'user', 'm', gen_random_uuid(), '', '[]', now() - interval '25 hours')`,
     );
-    const working = await startTestServer({ sweepInterval: 60_000 }, undefined, app);
+    const working = await startTestServer({ jobs: true }, undefined, app);
     try {
       // What a killed process leaves: the job as it was last asked for, locked by who is gone.
       await runSql(
@@ -282,6 +282,29 @@ describe('the sweep', () => {
         `select graphile_worker.add_job('sweep', job_key := 'sweep', job_key_mode := 'preserve_run_at')`,
       );
       await until(async () => (await runSql(owner, 'select from requests')).length === 0);
+    } finally {
+      await working.stop();
+    }
+  });
+
+  it('is the only job that ends with an interval of 0', async () => {
+    const { owner, app } = await newDatabase();
+    const tenant = await newTenant(['user'], {}, owner);
+    await runSql(
+      owner,
+      `insert into llm_requests (tenant_id, env, id, user_id, provider, model, prompt_tokens, completion_tokens, total_tokens, cost,
+         latency_ms, status, create_time) values ($1, 'dev', gen_random_uuid(), 'user', 'p', 'm', 1, 2, 3, 0.5, 1, '', now())`,
+      [tenant],
+    );
+    const working = await startTestServer({ jobs: true, sweepInterval: 0 }, undefined, app);
+    try {
+      const jobs = ['sweep', 'fold', 'read-for-profiles', 'rederive', 'forget-words'];
+      for (const job of jobs) await runSql(owner, 'select graphile_worker.add_job($1, job_key := $1)', [job]);
+      const waiting = async () =>
+        (await runSql(owner, 'select task_identifier as job from graphile_worker.jobs')).map(({ job }) => job);
+      await until(async () => (await waiting()).length === 1);
+      expect(await waiting()).to.deep.equal(['sweep']);
+      expect(await runSql(owner, 'select from usage_rollups')).to.not.deep.equal([]);
     } finally {
       await working.stop();
     }

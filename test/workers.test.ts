@@ -83,7 +83,7 @@ describe('serve --workers', function () {
     const url = new URL(appUrl());
     const name = `jobs-${randomUUID()}`;
     url.searchParams.set('application_name', name);
-    await start('--sweep-interval', '30m', '--direct-database-url', url.href);
+    await start('--jobs', 'on', '--sweep-interval', '30m', '--direct-database-url', url.href);
     const listening = `select count(*)::int as n from pg_stat_activity where application_name = $1 and query ilike 'listen %'`;
     expect(await runSql(ownerUrl(), listening, [name])).to.deep.equal([{ n: 1 }]);
   });

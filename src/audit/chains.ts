@@ -28,6 +28,7 @@ export async function everyChain<Hint extends { env: string }>(
         failures.push(error);
       }
     }
+    return false;
   };
   await everyPlace(database, signal, visitPlace, policy);
   if (failures.length > 0) throw failures[0];

@@ -142,6 +142,7 @@ export async function verifyAudit({ tenant, env, anchors: file, keyFile }: Verif
         if (scope.tenant !== before) await verify({ tenant: scope.tenant, env: '' });
         before = scope.tenant;
         await verify(scope);
+        return false;
       });
     } else {
       const { envs } = await existing(context, tenant, env);

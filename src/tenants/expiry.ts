@@ -78,15 +78,10 @@ export async function sweep(database: Database, signal?: AbortSignal, keyring?: 
     for (const { kind, n } of counts) total.set(kind, (total.get(kind) ?? 0) + n);
   };
   await everyDuePlace(database, signal, async (scope) => {
-    for (let more = true; more; ) {
-      signal?.throwIfAborted();
-      const limits = { deadline: Date.now() + 60_000, signal };
-      const counts = await transaction(database, scope, undefined, limits, { repeatable: true }, (tx) =>
-        tx.final(SWEEP),
-      );
-      count(counts);
-      more = counts.some(({ kind, n }) => n >= (KINDS.find((of) => of.kind === kind)!.batch ?? BATCH));
-    }
+    const limits = { deadline: Date.now() + 60_000, signal };
+    const counts = await transaction(database, scope, undefined, limits, { repeatable: true }, (tx) => tx.final(SWEEP));
+    count(counts);
+    return counts.some(({ kind, n }) => n >= (KINDS.find((of) => of.kind === kind)!.batch ?? BATCH));
   });
   await retain(database, count, signal);
   if (keyring) await pruneAll({ database, keyring }, count, signal);

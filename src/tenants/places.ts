@@ -16,13 +16,29 @@ const TENANTS = query<Places>(
 
 const DIRECTORY: Scope = { tenant: '', env: '', user: '' };
 
-/** Visits each env of each tenant, one after the other; with the path of a policy of those tenants that have it. */
+/**
+ * Takes a step at each of some places, and further ones where it tells that there is more to do: in turns, so that a place with
+ * much to do holds up no other.
+ */
+export async function inTurns<Place>(
+  places: AsyncIterable<Place> | Iterable<Place>,
+  step: (place: Place) => Promise<boolean>,
+): Promise<void> {
+  const more: Place[] = [];
+  for await (const place of places) if (await step(place)) more.push(place);
+  if (more.length > 0) await inTurns(more, step);
+}
+
+/** A bounded piece of work in a place. Tells whether there is more to do. */
+type Step = (scope: Scope) => Promise<boolean>;
+
+/** Takes steps in each env of each tenant, in turns; with the path of a policy of those tenants that have it. */
 export const everyPlace = (
   database: Database,
   signal: AbortSignal | undefined,
-  visit: (scope: Scope) => Promise<void>,
+  step: Step,
   policy?: string[],
-): Promise<void> => walk(database, signal, visit, (tx, after) => tx.final(TENANTS, [after, policy]));
+): Promise<void> => walk(database, signal, step, (tx, after) => tx.final(TENANTS, [after, policy]));
 
 // The role that sees where work is due, of all tenants, and no content.
 const AS_JOBS = query(`select set_config('role', 'memoryd_jobs', true)`);
@@ -41,29 +57,32 @@ const due = (kinds: Kind[]) => {
     from tenants where tenant_id > $4 order by tenant_id limit 1000`);
 };
 
-/** Visits the places where rows of these kinds may be due, one after the other. */
+/** Takes steps in the places where rows of these kinds may be due, in turns. */
 export function duePlaces(kinds: Kind[]) {
   const statement = due(kinds);
-  return (database: Database, signal: AbortSignal | undefined, visit: (scope: Scope) => Promise<void>): Promise<void> =>
-    walk(database, signal, visit, async (tx, after) => {
+  return (database: Database, signal: AbortSignal | undefined, step: Step): Promise<void> =>
+    walk(database, signal, step, async (tx, after) => {
       const [, places] = await together([tx.query(AS_JOBS), tx.final(statement, [after])]);
       return places;
     });
 }
 
-async function walk(
-  database: Database,
-  signal: AbortSignal | undefined,
-  visit: (scope: Scope) => Promise<void>,
-  next: (tx: TenantTx, after: string) => Promise<Places[]>,
-): Promise<void> {
+type Next = (tx: TenantTx, after: string) => Promise<Places[]>;
+
+const walk = (database: Database, signal: AbortSignal | undefined, step: Step, next: Next): Promise<void> =>
+  inTurns(placesOf(database, signal, next), (scope) => {
+    signal?.throwIfAborted();
+    return step(scope);
+  });
+
+async function* placesOf(database: Database, signal: AbortSignal | undefined, next: Next): AsyncIterable<Scope> {
   for (let after = ''; ; ) {
     const limits = { deadline: Date.now() + 60_000, signal };
     const tenants = await transaction(database, DIRECTORY, undefined, limits, { repeatable: true }, (tx) =>
       next(tx, after),
     );
     if (tenants.length === 0) return;
-    for (const { tenantId, envs } of tenants) for (const env of envs) await visit({ tenant: tenantId, env, user: '' });
+    for (const { tenantId, envs } of tenants) for (const env of envs) yield { tenant: tenantId, env, user: '' };
     after = tenants.at(-1)!.tenantId;
   }
 }

@@ -48,15 +48,13 @@ export async function retain(
     database,
     signal,
     async (scope) => {
-      for (let removed = true; removed; ) {
-        signal?.throwIfAborted();
-        const limits = { deadline: Date.now() + 60_000, signal };
-        const counts = await transaction(database, scope, undefined, limits, { repeatable: true }, removeAged);
-        count(counts);
-        removed = counts.length > 0;
-      }
+      const limits = { deadline: Date.now() + 60_000, signal };
+      const counts = await transaction(database, scope, undefined, limits, { repeatable: true }, removeAged);
+      count(counts);
+      if (counts.length > 0) return true;
       const n = await retainMessages(database, scope, signal);
       if (n > 0) count([{ kind: 'retention_messages', n }]);
+      return false;
     },
     ['retention'],
   );

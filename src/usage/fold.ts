@@ -1,7 +1,7 @@
 import type { Database } from '../db/pool.ts';
 import { query } from '../db/statement.ts';
 import { type Scope, transaction } from '../db/transaction.ts';
-import { everyPlace } from '../tenants/places.ts';
+import { everyPlace, inTurns } from '../tenants/places.ts';
 
 /** How long calls gather before they are added up. */
 const EVERY_MS = 1000;
@@ -43,24 +43,33 @@ const FOLD = query<{ n: number }>(`
   )
   select count(*)::int as n from taken`);
 
-/** Adds up what waits in a tenant and env. Resolves to how many calls that were. */
-export async function fold(database: Database, scope: Scope, signal?: AbortSignal): Promise<number> {
-  for (let total = 0; ; ) {
-    signal?.throwIfAborted();
-    const limits = { deadline: Date.now() + LIMIT_MS, signal };
-    const [row] = await transaction(database, { ...scope, user: '' }, undefined, limits, { repeatable: true }, (tx) =>
-      tx.final(FOLD),
-    );
-    total += row!.n;
-    if (row!.n < BATCH) return total;
-  }
+/** Adds up a batch of what waits in a tenant and env. Resolves to how many calls that were. */
+async function foldBatch(database: Database, scope: Scope, signal?: AbortSignal): Promise<number> {
+  const limits = { deadline: Date.now() + LIMIT_MS, signal };
+  const [row] = await transaction(database, { ...scope, user: '' }, undefined, limits, { repeatable: true }, (tx) =>
+    tx.final(FOLD),
+  );
+  return row!.n;
+}
+
+/** Adds up what waits in some places, in turns. Resolves to how many calls that were. */
+export async function fold(database: Database, ...scopes: Scope[]): Promise<number> {
+  let total = 0;
+  await inTurns(scopes, async (scope) => {
+    const n = await foldBatch(database, scope);
+    total += n;
+    return n === BATCH;
+  });
+  return total;
 }
 
 /** Adds up what waits anywhere, such as what processes that were killed have recorded. */
 export async function foldAll(database: Database, signal?: AbortSignal): Promise<number> {
   let total = 0;
   await everyPlace(database, signal, async (scope) => {
-    total += await fold(database, scope, signal);
+    const n = await foldBatch(database, scope, signal);
+    total += n;
+    return n === BATCH;
   });
   return total;
 }
@@ -81,7 +90,12 @@ export function startFolder(database: Database): Folder {
     const scopes = [...waiting.values()];
     waiting = new Map();
     // If the database is away, the next call or the job comes back to it: nothing is lost, the sums only cost more to read.
-    for (const scope of scopes) await fold(database, scope).catch(() => {});
+    await inTurns(scopes, (scope) =>
+      foldBatch(database, scope).then(
+        (n) => n === BATCH,
+        () => false,
+      ),
+    );
   }
 
   return {

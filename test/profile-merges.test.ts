@@ -14,6 +14,7 @@ import {
   newTenant,
   startTestServer,
   tenantSql,
+  until,
   useOwnDatabase,
 } from './support.ts';
 
@@ -35,7 +36,7 @@ describe('people who may be the same', () => {
     restore();
   });
   beforeEach(async () => {
-    tenant = await newTenant(['user', 'other', 'third', 'admin']);
+    tenant = await newTenant(['user', 'other', 'third', 'fourth', 'admin']);
     client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
   });
   afterEach(() => client.close());
@@ -195,6 +196,31 @@ describe('people who may be the same', () => {
         outcome: AuditEvent_Outcome.DONE,
         metadata: { from_user_id: 'user', into_user_id: 'other' },
       });
+    });
+
+    it('keeps where values came from, so that what was read gives way to what is said later', async () => {
+      const operator = metadataOf({ 'x-scopes': 'memory:operator' });
+      await client.admin.updateTenant({ tenant: { tenantId: tenant, policies: { extractProfile: true } } }, operator);
+      const say = (user: string, content: string) =>
+        client.conversation.appendMessages({ threadId: 't', messages: [{ role: 1, content }] }, as(user));
+      const sourceOf = async (user: string, field: string) =>
+        (await get(user)).sources.find((source) => source.field === field)!;
+      await say('user', 'My phone number is +1 202 555 0143.');
+      const said = await until(() => sourceOf('user', 'phone'));
+      const given = await sourceOf('user', 'name');
+      expect(said).to.include({ kind: ProfileSource_Kind.EXTRACTION, threadId: 't', messageSeq: 1 });
+
+      await merge('user', 'third');
+      await merge('third', 'fourth');
+      const merged = await sourceOf('fourth', 'phone');
+      expect(merged).to.deep.include({ kind: ProfileSource_Kind.MERGE, actor: 'admin', origin: said });
+      expect((await sourceOf('fourth', 'name')).origin).to.deep.equal(given);
+      const { changes } = await client.profile.listProfileChanges({ field: 'phone' }, as('fourth'));
+      expect(changes.map(({ source }) => source)).to.deep.equal([merged]);
+
+      await say('fourth', 'My name is Berta Baker, and my phone number is +1 202 555 0199.');
+      await until(async () => (await get('fourth')).phone === '+12025550199');
+      expect((await get('fourth')).name, 'what a caller said stands').to.equal('Anna');
     });
 
     it('is undone to the letter, also to history and anonymity', async () => {

@@ -18,7 +18,12 @@ export interface Source {
   message_seq?: number | undefined;
   /** As Postgres writes it. */
   set_time: string;
+  /** Of a merge: where the other profile had it from. */
+  origin?: Source | undefined;
 }
+
+/** Where a value was said, whatever merges it went through. */
+export const saidIn = (source: Source): Source => source.origin ?? source;
 
 /** One value of a profile. Without a value: it was removed. */
 export interface Entry {
@@ -122,8 +127,9 @@ export function admissible(entries: Entry[], found: Map<string, string>, saidAt:
   const stored = (field: string) => entries.find((entry) => entry.field === field);
   const open = (field: string) => {
     const entry = stored(field);
-    const settled = entry && entry.value !== null && entry.source.kind !== ProfileSource_Kind.EXTRACTION;
-    return !settled && !(entry && entry.source.set_time >= saidAt);
+    if (!entry) return true;
+    const { kind, set_time } = saidIn(entry.source);
+    return (entry.value === null || kind === ProfileSource_Kind.EXTRACTION) && set_time < saidAt;
   };
   const set = (field: string): Wanted => ({ field, item: '', value: found.get(field) ?? null });
   const wanted = ['name', 'phone', 'email'].filter((field) => found.has(field) && open(field)).map(set);

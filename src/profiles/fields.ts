@@ -121,6 +121,7 @@ export function sourceFrom(source: Source, field: string, item: string): Profile
     threadId: source.thread_id ?? '',
     messageSeq: source.message_seq ?? 0,
     setTime: parseTimestamp(source.set_time),
+    origin: source.origin && sourceFrom(source.origin, field, item),
   });
 }
 

@@ -6,7 +6,7 @@ import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ProfileSource_Kind, ProfileValueChange_Kind } from '../gen/memory/v1/profile.ts';
 import { invalid, notFound, RpcError } from '../rpc/errors.ts';
-import { ADDRESS, type Change, type Entry, overLimit, present, type Source, textOf } from './accumulate.ts';
+import { ADDRESS, type Change, type Entry, overLimit, present, type Source, saidIn, textOf } from './accumulate.ts';
 import { emailKey } from './contact.ts';
 import { noteEmail } from './email-matches.ts';
 import { known, sourceTime } from './repository.ts';
@@ -57,7 +57,6 @@ export function planOf(from: Entry[], into: Entry[], actor: string, at: string):
   const settled = present(into);
   const isAddress = (field: string) => (ADDRESS as readonly string[]).includes(field);
   const addressed = settled.some(({ field }) => isAddress(field));
-  const source: Source = { kind: ProfileSource_Kind.MERGE, actor, set_time: at };
   const counts = new Map<string, Effect>();
   const count = (field: string, kind: ProfileValueChange_Kind) => {
     const effect = counts.get(`${field} ${kind}`) ?? { field, kind, count: 0 };
@@ -66,11 +65,12 @@ export function planOf(from: Entry[], into: Entry[], actor: string, at: string):
   };
   const entries = new Map(into.map((entry) => [`${entry.field}\0${entry.item}`, entry]));
   const changes: Change[] = [];
-  for (const { field, item, value } of present(from)) {
+  for (const { field, item, value, source: before } of present(from)) {
     const key = `${field}\0${item}`;
     const kept = (entries.get(key)?.value ?? null) !== null || (addressed && isAddress(field));
     count(field, kept ? KEPT : ADDED);
     if (kept) continue;
+    const source: Source = { kind: ProfileSource_Kind.MERGE, actor, set_time: at, origin: saidIn(before) };
     entries.set(key, { field, item, value, source });
     const shown = field === 'products' || field === 'services' ? String(value) : item;
     changes.push({ field, item: shown, kind: ADDED, previous: null, current: value, source, previous_source: null });

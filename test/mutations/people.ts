@@ -41,15 +41,15 @@ export const PEOPLE: Mutant[] = [
   mutant(
     'what was read takes the place of what a caller said of a person',
     'src/profiles/accumulate.ts',
-    'return !settled && !(entry',
-    'return !(entry',
+    'return (entry.value === null || kind === ProfileSource_Kind.EXTRACTION) && set_time < saidAt;',
+    'return set_time < saidAt;',
     'profile-reading',
   ),
   mutant(
     'what a person removed is read again in older messages',
     'src/profiles/accumulate.ts',
-    'return !settled && !(entry && entry.source.set_time >= saidAt);',
-    'return !settled;',
+    ' && set_time < saidAt;',
+    ';',
     'profile-reading',
   ),
   mutant(
@@ -65,6 +65,13 @@ export const PEOPLE: Mutant[] = [
     'streaming < 0 ? messages : messages.slice(0, streaming)',
     'messages',
     'profile-reading',
+  ),
+  mutant(
+    'a merge forgets where values came from',
+    'src/profiles/merges.ts',
+    ', origin: saidIn(before) };',
+    ' };',
+    'profile-merges',
   ),
   mutant(
     'members learn of others with their e-mail address',

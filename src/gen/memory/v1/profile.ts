@@ -110,8 +110,15 @@ export interface ProfileSource {
   threadId: string;
   /** Output only. The seq of the message that said it. 0 if that is not known. */
   messageSeq: number;
-  /** Output only. When it was said: when the message was appended, else when UpdateProfile was called. */
-  setTime: Timestamp | undefined;
+  /** Output only. When it was said: when the message was appended, else when UpdateProfile or MergeProfiles was called. */
+  setTime:
+    | Timestamp
+    | undefined;
+  /**
+   * Output only. Of `KIND_MERGE`, where the profile that was merged had the value from: its session, thread and message are that
+   * user's. Absent for other kinds, and of merges by versions that did not keep it.
+   */
+  origin: ProfileSource | undefined;
 }
 
 /** How a value came into the profile. */
@@ -512,7 +519,17 @@ export const Address: MessageFns<Address> = {
 };
 
 function createBaseProfileSource(): ProfileSource {
-  return { field: "", item: "", kind: 0, actor: "", sessionId: "", threadId: "", messageSeq: 0, setTime: undefined };
+  return {
+    field: "",
+    item: "",
+    kind: 0,
+    actor: "",
+    sessionId: "",
+    threadId: "",
+    messageSeq: 0,
+    setTime: undefined,
+    origin: undefined,
+  };
 }
 
 export const ProfileSource: MessageFns<ProfileSource> = {
@@ -540,6 +557,9 @@ export const ProfileSource: MessageFns<ProfileSource> = {
     }
     if (message.setTime !== undefined) {
       Timestamp.encode(message.setTime, writer.uint32(66).fork()).join();
+    }
+    if (message.origin !== undefined) {
+      ProfileSource.encode(message.origin, writer.uint32(74).fork()).join();
     }
     return writer;
   },
@@ -621,6 +641,14 @@ export const ProfileSource: MessageFns<ProfileSource> = {
             message.setTime = Timestamp.decode(reader, reader.uint32());
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.origin = ProfileSource.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -647,6 +675,9 @@ export const ProfileSource: MessageFns<ProfileSource> = {
     message.messageSeq = object.messageSeq ?? 0;
     message.setTime = (object.setTime !== undefined && object.setTime !== null)
       ? Timestamp.fromPartial(object.setTime)
+      : undefined;
+    message.origin = (object.origin !== undefined && object.origin !== null)
+      ? ProfileSource.fromPartial(object.origin)
       : undefined;
     return message;
   },

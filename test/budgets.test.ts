@@ -69,6 +69,9 @@ describe('budgets', () => {
     expect((await failure(client.usage.deleteBudget({ ...key, etag: budget.etag }))).reason).to.equal('ETAG_MISMATCH');
     await client.usage.deleteBudget({ ...key, etag: next.etag });
     expect((await failure(client.usage.deleteBudget(key))).code).to.equal(status.NOT_FOUND);
+    await set({ scope: USER, subject: 'user' }, 'user');
+    for (const { etag } of [budget, next])
+      expect((await failure(client.usage.deleteBudget({ ...key, etag }))).reason).to.equal('ETAG_MISMATCH');
     const none = await failure(set({ scope: USER, subject: 'user', costLimit: '' }, 'user'));
     expect(none.violations.map(({ field }) => field)).to.deep.equal(['budget.cost_limit']);
     const bad = await failure(set({ scope: SESSION, subject: 'x', costLimit: '-1' }));

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
+import pg from 'pg';
 import { pino } from 'pino';
 import type { RunningServer } from '../src/server.ts';
 import { redactJson, redactText } from '../src/usage/redact.ts';
@@ -11,10 +12,13 @@ import {
   failure,
   headersOf,
   metadataOf,
+  newDatabase,
   newTenant,
   rowCounts,
+  runSql,
   startTestServer,
   tenantSql,
+  until,
 } from './support.ts';
 
 const KEY = 'sk-proj-4f9a8b7c6d5e4f3a2b1c';
@@ -162,6 +166,31 @@ describe('prompts and calls of tools', () => {
     ]) {
       const hostile = unit.repeat((4 * 1024 * 1024) / unit.length);
       expect(redactText(`${hostile} ${KEY} `), unit).to.not.contain(KEY);
+    }
+  });
+
+  it('hold up no point reads while lists look for what is rare', async () => {
+    const { owner, app } = await newDatabase();
+    const there = await startTestServer({ sharedConnections: 1 }, undefined, app);
+    const place = await newTenant(['user'], {}, owner);
+    const at = connect(`127.0.0.1:${there.port}`, headersOf(place));
+    const holder = new pg.Client({ connectionString: owner });
+    await holder.connect();
+    try {
+      const { session } = await at.memory.upsertSession({ session: { surfaceId: 'web' } });
+      // As long as a list takes: it waits for a table, where it else would read all of a user's rows.
+      await holder.query('begin; lock table tool_calls, prompts in access exclusive mode');
+      const lists = [at.audit.listToolCalls({ toolName: 'rare' }), at.audit.listPrompts({ name: 'rare' })];
+      const waits = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+      await until(async () => (await runSql(owner, waits)).length === lists.length);
+      const read = await at.memory.getSession({ sessionId: session!.id });
+      expect(read.session!.id).to.equal(session!.id);
+      await holder.query('rollback');
+      await Promise.all(lists);
+    } finally {
+      await holder.end();
+      at.close();
+      await there.stop();
     }
   });
 

@@ -1,7 +1,10 @@
 import { expect } from 'chai';
 import pg from 'pg';
-import { UsageDimension } from '../src/gen/memory/v1/usage.ts';
+import type { Statement, Value } from '../src/db/statement.ts';
+import { Budget_Period, Budget_Scope, UsageDimension } from '../src/gen/memory/v1/usage.ts';
 import type { RunningServer } from '../src/server.ts';
+import { inTurns } from '../src/tenants/places.ts';
+import { OF_CALL } from '../src/usage/budgets.ts';
 import { fold } from '../src/usage/fold.ts';
 import { type UsageFilter, usageQuery } from '../src/usage/report.ts';
 import {
@@ -200,6 +203,43 @@ describe('sums of usage', () => {
     expect(page.read, 'those of the page').to.be.lessThan(all.read / 8);
   });
 
+  it('are told beside 20,000 calls that wait for them without reading those of other times and users', async () => {
+    await tenantSql(
+      tenant,
+      `insert into llm_requests (tenant_id, env, id, user_id, project_id, provider, model, prompt_tokens, completion_tokens,
+         total_tokens, cost, latency_ms, status, create_time)
+       select $1, 'dev', uuid_v7(at), 'u' || n % 2000, 'p', 'p', 'm', 1, 1, 2, 0.001, 1, '', at
+       from generate_series(1, 20000) n, lateral (select now() - make_interval(days => 40, secs => n) as at) t`,
+      [tenant],
+    );
+    const [admin, month] = [metadataOf(headersOf(tenant, 'admin')), Budget_Period.MONTH];
+    for (const [scope, subject] of [
+      [Budget_Scope.TENANT, ''],
+      [Budget_Scope.USER, 'user'],
+    ] as const)
+      await clients[0]!.usage.setBudget({ budget: { scope, subject, period: month, costLimit: '1' } }, admin);
+    await runSql(ownerUrl(), 'vacuum analyze llm_requests, budgets');
+    const budgets = await rowsReadBy({ statement: OF_CALL, values: ['', null] }, 'user');
+    expect(budgets.told).to.equal(2);
+    expect(budgets.read, 'the budgets, however often, and no calls').to.be.lessThan(20);
+    const today = new Date().toISOString().slice(0, 10);
+    expect((await rowsRead([DAY], { ...EVERYTHING, startDay: today }, 51)).read).to.be.lessThan(20);
+    const ofUser = await rowsRead([DAY], { ...EVERYTHING, userId: 'u7' }, 51);
+    expect(ofUser.told).to.be.within(1, 2);
+    expect(ofUser.read).to.be.within(10, 40);
+  });
+
+  it('are made of what waits in turns, so that a tenant with much to add up holds up no other', async () => {
+    const left = new Map(Object.entries({ a: 3, b: 1, c: 2 }));
+    const taken: string[] = [];
+    await inTurns(left.keys(), async (place) => {
+      taken.push(place);
+      left.set(place, left.get(place)! - 1);
+      return left.get(place)! > 0;
+    });
+    expect(taken.join('')).to.equal('abcaca');
+  });
+
   interface Node {
     'Relation Name'?: string;
     'Actual Rows': number;
@@ -210,9 +250,11 @@ describe('sums of usage', () => {
   const nodesOf = (node: Node): Node[] => [node, ...(node.Plans ?? []).flatMap(nodesOf)];
 
   /** How many rows are told, and how many the tables gave for it. */
-  async function rowsRead(by: UsageDimension[], filter: UsageFilter, limit: number) {
-    const { statement, values } = usageQuery(by, filter, undefined, limit);
-    const literals = [tenant, 'dev', 'admin', ...values].map((value) => (value === null ? 'null' : `'${value}'`));
+  const rowsRead = (by: UsageDimension[], filter: UsageFilter, limit: number) =>
+    rowsReadBy(usageQuery(by, filter, undefined, limit));
+
+  async function rowsReadBy({ statement, values }: { statement: Statement<unknown>; values: Value[] }, user = 'admin') {
+    const literals = [tenant, 'dev', user, ...values].map((value) => (value === null ? 'null' : `'${value}'`));
     const client = new pg.Client({ connectionString: appUrl() });
     await client.connect();
     await client.query(

@@ -71,6 +71,21 @@ describe('usage', () => {
     expect(again).to.deep.equal({ ...first, created: false });
     const other = await failure(record({ ...made, completionTokens: 201 }));
     expect(other).to.include({ code: status.ALREADY_EXISTS, reason: 'EXTERNAL_ID_REUSED' });
+    const same = { promptUnitCost: '0.000003', totalTokens: 1200, cost: '0.004920' };
+    expect((await record({ ...made, ...same })).created, 'the same in other words').to.equal(false);
+    for (const changed of [
+      { cost: '0.5' },
+      { cost: '0' },
+      { promptUnitCost: '0.000004' },
+      { cachedUnitCost: '' },
+      { completionUnitCost: '0.00015' },
+      { cachedTokens: 399 },
+      { totalTokens: 1201 },
+      { model: 'other' },
+    ]) {
+      const { code, reason } = await failure(record({ ...made, ...changed }));
+      expect([code, reason], JSON.stringify(changed)).to.deep.equal([status.ALREADY_EXISTS, 'EXTERNAL_ID_REUSED']);
+    }
     expect((await record({ ...made, cost: '0.5' }, {}, as('other'))).created, 'of another user').to.equal(true);
     expect((await record({ ...made, provider: 'q' })).llmRequest!.record!.cost).to.equal('0.00492');
     const { llmRequests } = await client.usage.listLlmRequests({ sessionId: session.id });
@@ -109,6 +124,14 @@ describe('usage', () => {
     expect((await usage({}))[0]).to.include({ requests: 3, cost: '7' });
     const { messages } = await client.conversation.listMessages({ threadId: session!.threadId });
     expect(messages, 'all or nothing').to.have.length(1);
+  });
+
+  it('refuses fewer tokens in all than in the parts, and takes more', async () => {
+    const parts = { promptTokens: 100, completionTokens: 50 };
+    const refused = await failure(record({ ...parts, totalTokens: 149 }));
+    expect(refused.violations.map(({ field }) => field)).to.deep.equal(['llm_request.total_tokens']);
+    for (const totalTokens of [150, 170])
+      expect((await record({ ...parts, totalTokens })).llmRequest!.record!.totalTokens).to.equal(totalTokens);
   });
 
   it('takes a given cost for what it is', async () => {

@@ -7,6 +7,7 @@ import { Budget, Budget_Period, Budget_Scope, BudgetStatus } from '../gen/memory
 import { denied, etagMismatch, notFound, RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
 import { dayOf } from './fold.ts';
+import { idBefore } from './ids.ts';
 
 const { TENANT, PROJECT, USER, SESSION } = Budget_Scope;
 
@@ -68,33 +69,38 @@ export function statusFromRow(row: StatusRow): BudgetStatus {
   });
 }
 
+/** Whether a call counts for a budget. */
+const COUNTS = `case b.scope when ${TENANT} then true when ${PROJECT} then r.project_id = b.subject
+    when ${USER} then r.user_id = b.subject else r.session_id = b.session_id end`;
+
 /**
  * The budgets of a condition over `b`, with what was spent: the sums of the period's days, and the calls that are in none of
- * them yet, which are read once for all. A budget's scope is the grain of its sums.
+ * them yet, which are read once for all, and no older ones than the periods are. A budget's scope is the grain of its sums.
  */
 const statuses = (which: string, order: string): string => `
-  with waiting as materialized (
-    select ${dayOf('r')} as day, user_id, project_id, session_id, cost, total_tokens from llm_requests r
-    where tenant_id = $1 and env = $2 and not folded
-  ), of_period as (
-    select b.*, p.began, p.ends, s.cost as cost_spent, s.tokens as tokens_spent,
-      b.cost_limit - s.cost as cost_left, b.token_limit - s.tokens as tokens_left
+  with budget as materialized (
+    select b.*, p.began, (p.began + case b.period when ${Budget_Period.DAY} then interval '1 day' else interval '1 month' end) as ends
     from budgets b
     cross join lateral (
-      select began, (began + case b.period when ${Budget_Period.DAY} then interval '1 day' else interval '1 month' end) as ends
-      from date_trunc(case b.period when ${Budget_Period.DAY} then 'day' else 'month' end, now() at time zone 'UTC') began
+      select date_trunc(case b.period when ${Budget_Period.DAY} then 'day' else 'month' end, now() at time zone 'UTC') as began
     ) p
+    where b.tenant_id = $1 and b.env = $2 and ${which}
+  ), waiting as materialized (
+    select ${dayOf('r')} as day, user_id, project_id, session_id, cost, total_tokens from llm_requests r
+    where tenant_id = $1 and env = $2 and not folded and id > (select ${idBefore('min(began)')} from budget)
+      and exists (select from budget b where ${dayOf('r')} >= b.began::date and ${COUNTS})
+  ), of_period as (
+    select b.*, s.cost as cost_spent, s.tokens as tokens_spent,
+      b.cost_limit - s.cost as cost_left, b.token_limit - s.tokens as tokens_left
+    from budget b
     cross join lateral (
       select coalesce(sum(cost), 0) as cost, coalesce(sum(total_tokens), 0)::bigint as tokens from (
         select u.cost, u.total_tokens from usage_rollups u
-        where u.tenant_id = $1 and u.env = $2 and u.grain = b.scope and u.subject = b.subject and u.day >= p.began::date
+        where u.tenant_id = $1 and u.env = $2 and u.grain = b.scope and u.subject = b.subject and u.day >= b.began::date
         union all
-        select w.cost, w.total_tokens from waiting w
-        where w.day >= p.began::date and case b.scope when ${TENANT} then true when ${PROJECT} then w.project_id = b.subject
-          when ${USER} then w.user_id = b.subject else w.session_id = b.session_id end
+        select r.cost, r.total_tokens from waiting r where r.day >= b.began::date and ${COUNTS}
       ) t
     ) s
-    where b.tenant_id = $1 and b.env = $2 and ${which}
   )
   select ${COLUMNS}, by_admin, trim_scale(cost_spent)::text as cost_spent, tokens_spent, trim_scale(of_period.cost_left)::text as cost_left, tokens_left,
     coalesce(of_period.cost_left <= 0, false) or coalesce(tokens_left <= 0, false) as exceeded,
@@ -103,7 +109,8 @@ const statuses = (which: string, order: string): string => `
   from of_period
   order by ${order}`;
 
-const OF_CALL = query<StatusRow>(
+/** $4 and $5 are the project and the session. */
+export const OF_CALL = query<StatusRow>(
   statuses(
     `(b.scope, b.subject) in ((${TENANT}, ''), (${USER}, $3), (${PROJECT}, nullif($4, '')), (${SESSION}, $5))`,
     `least(of_period.cost_left / nullif(of_period.cost_limit, 0), tokens_left::numeric / token_limit) nulls first, scope, period`,
@@ -148,13 +155,14 @@ const about = {
   metadata: `jsonb_build_object('cost_limit', cost_limit::text, 'token_limit', token_limit, 'enforce', enforce)`,
 };
 
-// Of a session only who has it, or an admin: where there is none, nothing is set.
+// Of a session only who has it, or an admin: where there is none, nothing is set. Revisions begin with the time, so that none
+// comes again when a budget is deleted and set anew: its etag would be that of another.
 const SET = change<BudgetRow>(`
   with saved as (
     insert into budgets as b (tenant_id, env, scope, subject, period, session_id, cost_limit, token_limit, enforce, by_admin, revision,
       create_time, update_time, updated_by)
     select $1, $2, $11::smallint, $12::text, $13::smallint, $19::uuid, $14::numeric, $15::bigint,
-      $16::boolean, $17::boolean, 1, c.at, c.at, $3
+      $16::boolean, $17::boolean, (extract(epoch from c.at) * 1000000)::bigint, c.at, c.at, $3
     from (select clock_timestamp() as at) c
     where ($19 is null or exists (
         select from sessions s where s.tenant_id = $1 and s.env = $2 and ($17 or s.user_id = $3) and s.id = $19 and s.delete_time is null))

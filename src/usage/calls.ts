@@ -60,6 +60,9 @@ export function checkLlmRequest(check: Check, field: string, request: LlmRequest
   check.range(`${field}.prompt_tokens`, request.promptTokens, 0, MAX_TOKENS);
   check.range(`${field}.completion_tokens`, request.completionTokens, 0, MAX_TOKENS);
   check.range(`${field}.total_tokens`, request.totalTokens, 0, 2 * MAX_TOKENS);
+  const parts = request.promptTokens + request.completionTokens;
+  const whole = request.totalTokens === 0 || request.totalTokens >= parts;
+  check.that(whole, `${field}.total_tokens`, 'less than prompt_tokens and completion_tokens together');
   check.seq(`${field}.cached_tokens`, request.cachedTokens);
   check.that(request.cachedTokens <= request.promptTokens, `${field}.cached_tokens`, 'more than prompt_tokens');
   checkCost(check, `${field}.cost`, request.cost);

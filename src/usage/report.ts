@@ -2,6 +2,7 @@ import { query, type Statement, type Value } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
 import { Usage, UsageDimension } from '../gen/memory/v1/usage.ts';
 import { dayOf } from './fold.ts';
+import { idsOfDays } from './ids.ts';
 
 const { SESSION, USER, PROJECT, DAY, PROVIDER, MODEL } = UsageDimension;
 
@@ -47,7 +48,7 @@ interface Shape {
 function make({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<Record<string, unknown>> {
   const keys = COLUMNS.filter(([dimension]) => by.includes(dimension)).map(([, column]) => column);
   const { session_id, user_id, project_id } = GRAINS[grain]!;
-  const after = keys.map((column, i) => `$${11 + i}${column === 'day' ? '::date' : '::text'}`);
+  const after = keys.map((column, i) => `$${13 + i}${column === 'day' ? '::date' : '::text'}`);
   const where = [
     `($6 = '' or project_id = $6)`,
     `$7 in ('', provider) and $8 in ('', model)`,
@@ -59,7 +60,9 @@ function make({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<Record
   const grouped = keys.map((key) => `u.${key}`).join(', ');
   return query(`
     with waiting as materialized (
-      select r.*, ${dayOf('r')} as day from llm_requests r where tenant_id = $1 and env = $2 and not folded
+      select r.*, ${dayOf('r')} as day from llm_requests r
+      where tenant_id = $1 and env = $2 and not folded and id > $11::uuid and id < $12::uuid
+        ${ofUser ? 'and user_id = $4' : ''} ${ofSession ? 'and session_id = $5::text::uuid' : ''}
     )
     select ${[...keys.map((key) => TOLD[key] ?? key), ...SUMS.map((sum) => ADDED[sum] ?? `coalesce(sum(${sum}), 0)::bigint as ${sum}`)].join(', ')}
     from (
@@ -73,7 +76,7 @@ function make({ grain, by, ofUser, ofSession, goesOn }: Shape): Statement<Record
     ) u
     where tenant_id = $1 and env = $2 and grain = ${grain} and ${where.join(' and ')}
     ${grouped && `group by ${grouped} order by ${grouped}`}
-    limit $${11 + (goesOn ? keys.length : 0)}::int`);
+    limit $${13 + (goesOn ? keys.length : 0)}::int`);
 }
 
 const statements = new Map<string, Statement<Record<string, unknown>>>();
@@ -109,7 +112,8 @@ export function usageQuery(
   const grain = named(SESSION, sessionId) ? 4 : named(USER, userId) ? 3 : named(PROJECT, projectId) ? 2 : 1;
   const shape = { grain, by, ofUser: userId !== '', ofSession: sessionId !== '', goesOn: after !== undefined };
   const days = [startDay || null, endDay || null];
-  const values = [userId, sessionId, projectId, provider, model, ...days, ...(after ?? []), limit];
+  const { from, to } = idsOfDays(startDay, endDay);
+  const values = [userId, sessionId, projectId, provider, model, ...days, from, to, ...(after ?? []), limit];
   return { statement: statementOf(shape), values };
 }
 

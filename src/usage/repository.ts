@@ -1,6 +1,7 @@
 import { pointRead, query, type Statement, type Value } from '../db/statement.ts';
 import type { TenantDb } from '../db/transaction.ts';
 import { notFound } from '../rpc/errors.ts';
+import { idsBetween } from './ids.ts';
 import { type LlmRow, llmColumns } from './llm-request.ts';
 
 // What a call belongs to is the user's own, and was not deleted; that it has ended is no reason not to count it.
@@ -27,26 +28,6 @@ export interface LlmFilter {
   status: string;
   startTime: string | null;
   endTime: string | null;
-}
-
-const DAY_MS = 24 * 3600 * 1000;
-const [FIRST_ID, LAST_ID] = ['00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff'];
-
-/**
- * The ids that calls of a time can have: UUIDv7 begin with the milliseconds by the clock of the server that made them, which
- * may be some way off the database's. So a time is a place in an index, in which the rows then tell for themselves.
- */
-function idsBetween(startTime: string | null, endTime: string | null): { from: string; to: string } {
-  const idAt = (ms: number) => {
-    const hex = Math.min(Math.max(ms, 0), 2 ** 48 - 1)
-      .toString(16)
-      .padStart(12, '0');
-    return `${hex.slice(0, 8)}-${hex.slice(8)}-0000-0000-000000000000`;
-  };
-  return {
-    from: startTime ? idAt(Date.parse(startTime) - DAY_MS) : FIRST_ID,
-    to: endTime ? idAt(Date.parse(endTime) + DAY_MS) : LAST_ID,
-  };
 }
 
 // A user or a session that is named is a place in an index, which a condition that may be left out is not.

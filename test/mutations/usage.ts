@@ -59,6 +59,27 @@ export const USAGE: Mutant[] = [
     'budgets',
   ),
   mutant(
+    'a turn reads what waits of all times for its budget',
+    'src/usage/budgets.ts',
+    ` and id > (select ${'$'}{idBefore('min(began)')} from budget)`,
+    '',
+    'usage-rollups',
+  ),
+  mutant(
+    'fewer tokens are believed in all than in the parts',
+    'src/usage/calls.ts',
+    'request.totalTokens >= parts',
+    'request.totalTokens >= 0',
+    'usage',
+  ),
+  mutant(
+    'a tenant with much to add up holds up the others',
+    'src/tenants/places.ts',
+    'if (await step(place)) more.push(place);',
+    'while (await step(place));',
+    'usage-rollups',
+  ),
+  mutant(
     'a member changes the budget that an admin has set',
     'src/usage/budgets.ts',
     'where (not b.by_admin or excluded.by_admin)',

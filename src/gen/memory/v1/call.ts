@@ -23,7 +23,10 @@ export interface LlmRequestRecord {
   promptTokens: number;
   /** Optional. Tokens of the answer, at most 1,000,000,000. Not negative. */
   completionTokens: number;
-  /** Optional. All tokens, at most 2,000,000,000. Not negative; the sum of both if 0. */
+  /**
+   * Optional. All tokens, at most 2,000,000,000. Not negative, and no less than the sum of both, which it is if 0. It may be more, as
+   * some providers count tokens that are neither.
+   */
   totalTokens: number;
   /**
    * Optional. What it cost, as a decimal such as `0.00125`, with up to 18 digits before and 12 after the point. If left out it is

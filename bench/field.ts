@@ -1,12 +1,13 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { beside } from './beside.ts';
 import { type Child, startChild } from './child.ts';
 import { grow, settle } from './grow.ts';
 import type { Setup } from './load.ts';
 import { seed } from './operations.ts';
 import type { Threads } from './peer.ts';
 import { hasPgbench } from './pgbench.ts';
-import { LARGE, MOST, PEERS, READING } from './plan.ts';
+import { BESIDE_NOISE, BESIDE_QUOTAS, LARGE, MOST, PEERS, READING } from './plan.ts';
 import type { Contestant } from './rounds.ts';
 import { type Database, makeDatabase, makeTenant, type World } from './world.ts';
 
@@ -61,6 +62,15 @@ export async function startField(
   await makeTenant(ownerUrl, readScope, { reading: true });
   const readSubjects = await seed(address, readScope, MOST);
   await add({ name: READING, by: 'rpc', address, subjects: readSubjects, ...none }, server);
+  for (const [name, quotas] of Object.entries(NOISY)) {
+    const noisy = { ...scope, tenant: `bench-noise-${Object.keys(quotas).length}` };
+    await makeTenant(ownerUrl, noisy, { quotas });
+    const quiet = field.get('memoryd')!;
+    const noise = { address, scope: noisy, callers: MOST };
+    // What it costs the server is not told apart from what the noise does.
+    const load = beside(quiet, child('noise.ts'), noise);
+    field.set(name, { name, load, server: undefined, usesPostgres: false });
+  }
   await add({ name: 'single calls', by: 'single calls', address, subjects }, server);
   await add({ name: 'pg', by: 'pg', databaseUrl, subjects }, load);
   await add({ name: LARGE, by: 'rpc', address: largeAddress, subjects: largeSubjects, ...none }, largeServer);
@@ -77,6 +87,9 @@ export async function startField(
 }
 
 type Four<Item> = [Item, Item, Item, Item];
+
+/** The quotas of those who make noise. */
+const NOISY = { [BESIDE_QUOTAS]: { max_calls_per_second: 200, max_concurrent_calls: 8 }, [BESIDE_NOISE]: {} };
 
 /** How long a peer's round may take. */
 const CUT_OFF_MS = 20_000;

@@ -38,3 +38,16 @@ export async function drive(work: Call, callers: number, limitMs: number): Promi
 }
 
 export const any = <Item>(items: Item[]): Item => items[Math.floor(Math.random() * items.length)]!;
+
+/** Fewer than a server takes of one tenant. */
+const AT_ONCE = 200;
+
+/** Makes so many things. */
+export async function many<Made>(count: number, make: (number: number) => Promise<Made>): Promise<Made[]> {
+  const made: Made[] = [];
+  for (let from = 0; from < count; from += AT_ONCE) {
+    const length = Math.min(AT_ONCE, count - from);
+    made.push(...(await Promise.all(Array.from({ length }, (_, number) => make(from + number)))));
+  }
+  return made;
+}

@@ -1,6 +1,6 @@
 import { ProjectMemoryServiceService as Memories } from '../src/gen/memory/v1/project_memory_service.ts';
 import type { Caller } from './client.ts';
-import { any, type Work } from './loop.ts';
+import { any, many, type Work } from './loop.ts';
 
 const PROJECT = { projectId: 'facts' };
 /** Apart from what is searched: what was put again and again leaves dead rows, which a search passes by until a vacuum. */
@@ -30,11 +30,7 @@ const put = (projectId: string, key: string, number: number) => ({
 
 /** Makes the memories that are read and searched. */
 export async function seedMemories(call: Caller): Promise<void> {
-  await Promise.all(
-    Array.from({ length: COUNT }, (_, number) =>
-      call(Memories.putMemory, put(PROJECT.projectId, keyOf(number), number)),
-    ),
-  );
+  await many(COUNT, (number) => call(Memories.putMemory, put(PROJECT.projectId, keyOf(number), number)));
 }
 
 /** Each caller puts a key of its own; all read and search the same. */

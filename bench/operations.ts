@@ -4,7 +4,7 @@ import { ProfileServiceService as Profile } from '../src/gen/memory/v1/profile_s
 import { UsageServiceService as Usage } from '../src/gen/memory/v1/usage_service.ts';
 import { type Connection, connect } from './client.ts';
 import { draftSubject, draftWork } from './drafts.ts';
-import { any, type Work } from './loop.ts';
+import { any, many, type Work } from './loop.ts';
 import { memoriesWork, seedMemories } from './memories.ts';
 import {
   appendMessages,
@@ -53,8 +53,6 @@ export async function seed(address: string, scope: Subjects['scope'], callers: n
   const { call, close } = connect(address, scope);
   const session = async (threadId: string): Promise<string> =>
     (await call(Memory.upsertSession, newSession(threadId))).session!.id;
-  const each = <Made>(count: number, make: (number: number) => Promise<Made>): Promise<Made[]> =>
-    Promise.all(Array.from({ length: count }, (_, number) => make(number)));
   const append = (threadId: string, count: number) =>
     call(Conversation.appendMessages, appendMessages(threadId, count));
   const turn = async (threadId: string): Promise<TurnSubject> => ({ sessionId: await session(threadId), threadId });
@@ -68,19 +66,19 @@ export async function seed(address: string, scope: Subjects['scope'], callers: n
     readThread,
     watchedThread: 'watched',
     contextSession: await session(readThread),
-    readSessions: await each(READ_SESSIONS, (number) => session(`read-${number}`)),
-    writtenSessions: await each(callers, (number) => session(`write-${number}`)),
-    writtenThreads: await each(callers, async (number) => {
+    readSessions: await many(READ_SESSIONS, (number) => session(`read-${number}`)),
+    writtenSessions: await many(callers, (number) => session(`write-${number}`)),
+    writtenThreads: await many(callers, async (number) => {
       await append(`append-${number}`, 1);
       return `append-${number}`;
     }),
-    turns: await each(callers, (number) => turn(`turn-${number}`)),
-    heldTurns: await each(callers, async (number) => {
+    turns: await many(callers, (number) => turn(`turn-${number}`)),
+    heldTurns: await many(callers, async (number) => {
       const held = await turn(`held-${number}`);
       const { lease } = await call(Conversation.acquireTurn, acquireTurn(held.threadId));
       return { ...held, fencingToken: lease!.fencingToken };
     }),
-    drafts: await each(callers, (number) => draftSubject(call, `section-${number}`)),
+    drafts: await many(callers, (number) => draftSubject(call, `section-${number}`)),
   };
   close();
   return subjects;

@@ -28,6 +28,11 @@ export const MOST = 64;
 export const LARGE = 'memoryd, large';
 /** Our service for a tenant whose messages are read for profiles. */
 export const READING = 'memoryd, reading';
+/** Our service while another tenant makes all the noise that its quotas, or nothing but the bounds on any tenant, let it make. */
+export const BESIDE_QUOTAS = 'memoryd, beside quotas';
+export const BESIDE_NOISE = 'memoryd, beside noise';
+/** Callers of the tenant that makes no noise. */
+export const FEW = 4;
 export const PEERS = ['mastra', 'langgraph', 'adk'];
 /** With peers, callers are called workers: as many as there are. */
 export const WORKERS = [1, 16];
@@ -56,6 +61,7 @@ export const COMPARISONS: Comparison[] = [
   ...compare(['PutMemory', 'GetMemory', 'SearchMemories'], [1, MOST], ['memoryd']),
   ...compare(['UpdateProfile'], [1], ['memoryd']),
   ...compare([FAN_OUT], [1, 16], ['memoryd']),
+  ...compare(['AppendMessages'], [FEW], ['memoryd', BESIDE_QUOTAS, BESIDE_NOISE]),
 ];
 
 /** What all memories do, in threads of each size, by as many workers as it has threads for. */
@@ -109,6 +115,16 @@ export function barsOf(largeSize: number): RatioBar[] {
     { ...large, name: `GetSession p50 with ${size} sessions vs 1,000`, operation: 'GetSession', bar: 1.3 },
     { ...large, name: `ListMessages p50, last 50 of ${size} vs of 100`, operation: 'ListMessages', bar: 1.3 },
     { ...large, name: `GetContext p50, ${size} messages vs 100`, operation: 'GetContext', bar: 1.5 },
+    {
+      name: 'AppendMessages p99 beside a noisy tenant with quotas vs alone',
+      operation: 'AppendMessages',
+      callers: FEW,
+      of: BESIDE_QUOTAS,
+      figure: 'p99',
+      to: ['memoryd'],
+      sense: 'at most',
+      bar: 2,
+    },
     ...SINGLE.map((operation) => ({ ...slowest, name: `${operation} p99 vs p50`, operation })),
   ];
 }

@@ -67,13 +67,18 @@ export async function makeDatabase(world: World, name: string): Promise<Database
   return { ownerUrl, databaseUrl: app.href, scope };
 }
 
-/** A tenant with one member, whose messages are read for the profile or not. */
-export const makeTenant = (ownerUrl: string, { tenant, env, user }: Scope, { reading = false } = {}): Promise<void> =>
+/** A tenant with one member, with these quotas, whose messages are read for the profile or not. */
+export const makeTenant = (
+  ownerUrl: string,
+  { tenant, env, user }: Scope,
+  { reading = false, quotas = {} } = {},
+): Promise<void> =>
   withClient(ownerUrl, async (client) => {
-    await client.query('insert into tenants (tenant_id, envs, extract_time) values ($1, $2, $3)', [
+    await client.query('insert into tenants (tenant_id, envs, extract_time, policies) values ($1, $2, $3, $4)', [
       tenant,
       [env],
       reading ? new Date() : null,
+      { quotas },
     ]);
     await client.query('insert into tenant_members (tenant_id, env, user_id, role) values ($1, $2, $3, 1)', [
       tenant,

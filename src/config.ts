@@ -118,7 +118,7 @@ export const SETTINGS = {
     'number',
     whole(1, 1_000_000),
     '1000',
-    'Calls under way in a worker; more get `RESOURCE_EXHAUSTED`.',
+    'Calls under way in a worker, of one tenant three quarters; more get `RESOURCE_EXHAUSTED`.',
   ),
   maxOpenStreams: setting('number', whole(1, 1_000_000), '10000', 'Open watches and message streams, likewise.'),
   maxStreams: setting('number', whole(1, 1_000_000), '1000', 'Concurrent calls of one connection.'),

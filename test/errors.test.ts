@@ -33,6 +33,8 @@ function decoded(error: RpcError) {
   expect(onTheWire, 'message and details together').to.be.at.most(8000);
   expect(sent.details.isWellFormed()).to.equal(true);
   expect(sent.details).to.not.match(/[\0-\x1f\x7f]/);
+  const [pushback = '-1'] = sent.metadata!.get('grpc-retry-pushback-ms');
+  expect(pushback, 'of which Go takes only whole numbers').to.match(/^(-1|\d+)$/);
   const result = Status.decode(bytes!);
   expect(result.code).to.equal(sent.code).and.to.equal(error.code);
   expect(result.message).to.equal(sent.details);

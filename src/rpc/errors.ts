@@ -206,7 +206,7 @@ function badRequest(violations: Violation[], limit: number) {
 }
 
 /** No channel should hold a call back for longer than a minute: told a negative number, it gives up instead. */
-const pushback = (ms: number): string => (ms <= 60_000 ? String(ms) : '-1');
+const pushback = (ms: number): string => (ms <= 60_000 ? String(Math.ceil(ms)) : '-1');
 
 /** The error as grpc-js sends it, with its google.rpc.Status, in which as many violations are named as fit. */
 export function toServiceError(error: RpcError): ServiceError {

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Caller, Reply } from './callers.ts';
 import { document } from './document.ts';
+import { erasure } from './erasure.ts';
 import { live } from './live.ts';
 import { memories } from './memories.ts';
 import { person } from './person.ts';
@@ -188,6 +189,7 @@ export async function tour(caller: Caller, say: (step: string, answer: string) =
 
   await trail({ caller, threadId: `smoke-${run}-trail`, owner: OWNER, ok, say });
 
+  await erasure({ userId: `smoke-${run}`, admin: OWNER, ok, refused, told, say });
   await retention({ tenantId: 'acme', admin: OWNER, ok, say });
   const stage = { ok, refused, told, say };
   await quotas({ tenantId: 'globex', member: OUTSIDER, threadId: `smoke-${run}-quota`, ...stage });

@@ -8,6 +8,8 @@ import { contextReadHandlers } from './contexts/context-service.ts';
 import { contextHandlers } from './contexts/service.ts';
 import { lockHandlers } from './drafts/lock-service.ts';
 import { draftHandlers } from './drafts/service.ts';
+import { startErasures } from './erasures/job.ts';
+import { erasureAccess, erasureHandlers } from './erasures/service.ts';
 import { AdminServiceDefinition, AdminServiceService } from './gen/memory/v1/admin_service.ts';
 import { ArtifactServiceDefinition, ArtifactServiceService } from './gen/memory/v1/artifact_service.ts';
 import { AuditServiceDefinition, AuditServiceService } from './gen/memory/v1/audit_service.ts';
@@ -26,7 +28,8 @@ import { readAll, readSoon } from './profiles/readers.ts';
 import { profileHandlers } from './profiles/service.ts';
 import { projectHandlers } from './projects/service.ts';
 import { measureAll } from './quotas/measure.ts';
-import { implement } from './rpc/implement.ts';
+import { ADMISSION_MS, implement } from './rpc/implement.ts';
+import { TTL_MS } from './rpc/membership.ts';
 import { rederive } from './search/rederive.ts';
 import type { Background, Features } from './server.ts';
 import { sessionAccess, sessionHandlers } from './sessions/service.ts';
@@ -106,7 +109,13 @@ export const features: Features = {
         ...draftHandlers,
         ...artifactHandlers,
       }),
-      implement(kernel, AdminServiceService, AdminServiceDefinition, adminHandlers(members), adminAccess),
+      implement(
+        kernel,
+        AdminServiceService,
+        AdminServiceDefinition,
+        { ...adminHandlers(members), ...erasureHandlers(keyring, members) },
+        { ...adminAccess, ...erasureAccess },
+      ),
       implement(kernel, AuditServiceService, AuditServiceDefinition, {
         ...auditHandlers,
         ...auditWatchHandlers({ keyring, members, watches: watching }),
@@ -124,7 +133,12 @@ export const features: Features = {
     const url = config.directDatabaseUrl ?? config.databaseUrl;
     const { snapshotStore } = config;
     const store = snapshotStore !== 'none' && (await openStore(snapshotStore));
-    const running: Background[] = [startJanitor(url, database, changes, log)];
+    // Calls are admitted by what was known a moment before, and a stream by what was known when it was asked last.
+    const lateMs = TTL_MS + ADMISSION_MS + 2 * config.callTimeout + 2000;
+    const running: Background[] = [
+      startJanitor(url, database, changes, log),
+      startErasures(url, { database, keyring: kernel.keyring, settledMs: lateMs, log }),
+    ];
     if (store) running.push(startUploads(url, { database, store, metrics, log }));
     const stop = async () => {
       await Promise.all(running.map((one) => one.stop()));

@@ -165,12 +165,13 @@ interface KernelParts {
 
 function kernelOf(parts: KernelParts): Kernel {
   const { config, database, keyring, authenticate, calls, openStreams, metrics, tracer, log } = parts;
+  const members = memberships(database, keyring);
   return {
     database,
     keyring,
     authenticate,
-    members: memberships(database),
-    denials: denials(database, log),
+    members,
+    denials: denials(database, members, log),
     inFlight: calls,
     openStreams,
     turnstile: turnstile({ calls, streams: openStreams }),

@@ -217,6 +217,12 @@ describe('audit', () => {
     const member = { member: { userId: 'new', role: Member_Role.MEMBER } };
     await change(admin.putMember, member, byAdmin('members.put'), as('admin'));
     await change(admin.removeMember, { userId: 'new' }, byAdmin('members.remove'), as('admin'));
+    await change(
+      admin.eraseUser,
+      { userId: 'other' },
+      (r) => ({ action: 'users.erase', actor: 'admin', userId: 'admin', resource: `erasures/${r.erasure!.id}` }),
+      as('admin'),
+    );
     const ofTenant = { action: 'tenants.update', actor: 'service', userId: '', resource: `tenants/${tenant}` };
     const change9 = { tenant: { tenantId: tenant, displayName: SECRET } };
     await change(admin.updateTenant, change9, () => ofTenant, metadataOf({ 'x-scopes': 'memory:operator' }));

@@ -119,6 +119,7 @@ describe('database roles', () => {
       bundles: ['env', 'expire_time', 'tenant_id'],
       dropped_threads: ['env', 'tenant_id'],
       email_matches: ['env', 'tenant_id'],
+      erasures: ['due_time', 'env', 'tenant_id'],
       handoffs: ['ack_time', 'env', 'tenant_id'],
       memories: ['delete_time', 'env', 'expire_time', 'tenant_id'],
       message_streams: ['env', 'expire_time', 'tenant_id'],

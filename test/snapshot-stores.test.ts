@@ -97,6 +97,25 @@ describe('snapshot stores', () => {
         const store = await open();
         expect((await refused(store.get(FOLDER, 'nothing.tar'))).permanent).to.equal(true);
       });
+
+      it('remove one file for good and no other, also one that is not there, and take it anew', async () => {
+        const store = await open();
+        const [gone, kept] = [fileOf('a.tar', 'first'), fileOf('a.tar.tar', 'other')];
+        for (const file of [gone, kept]) await store.put(FOLDER, file, never);
+        await store.put(`${FOLDER}-2`, fileOf('a.tar', 'beside'), never);
+        for (const [folder, name] of [
+          [FOLDER, 'a.tar'],
+          [FOLDER, 'a.tar'],
+          ['acme/dev/nothing', 'a.tar'],
+        ] as const) {
+          await store.remove(folder, name);
+        }
+        expect([...(await store.list(FOLDER)).keys()]).to.deep.equal(['a.tar.tar']);
+        expect((await refused(store.get(FOLDER, 'a.tar'))).permanent).to.equal(true);
+        expect((await store.get(`${FOLDER}-2`, 'a.tar')).toString()).to.equal('beside');
+        await store.put(FOLDER, fileOf('a.tar', 'second'), never);
+        expect((await store.get(FOLDER, 'a.tar')).toString()).to.equal('second');
+      });
     });
   }
 
@@ -190,6 +209,19 @@ describe('snapshot stores', () => {
       expect(error.permanent).to.equal(true);
     });
 
+    it('are not removed by those who may not, and stay when it is busy', async () => {
+      const store = await opened.S3!();
+      await store.put(FOLDER, fileOf('a.tar', 'x'), never);
+      for (const [fault, permanent] of [
+        [s3Error(403, 'AccessDenied'), true],
+        [s3Error(503, 'SlowDown'), false],
+      ] as const) {
+        s3.fault = failing(100, ({ method }) => method === 'DELETE', fault);
+        expect((await refused(store.remove(FOLDER, 'a.tar'))).permanent).to.equal(permanent);
+        expect(s3.objects.size).to.equal(1);
+      }
+    });
+
     it('are written by those who may not look as well', async () => {
       const store = await opened.S3!();
       s3.fault = failing(100, ({ method }) => method === 'HEAD', s3Error(403, 'AccessDenied'));
@@ -253,6 +285,19 @@ describe('snapshot stores', () => {
         expect(error.message).to.equal(`Google Drive: 403 ${reason}`);
         expect(error.permanent).to.equal(permanent);
       }
+    });
+
+    it('are removed each, where one came twice', async () => {
+      const store = await opened['Google Drive']!();
+      await store.put(FOLDER, fileOf('a.tar', 'x'), never);
+      const [first] = drive.files;
+      drive.files.push({ ...first!, id: 'again' });
+      drive.fault = failing(100, ({ method }) => method === 'DELETE', driveError(403, 'insufficientFilePermissions'));
+      expect((await refused(store.remove(FOLDER, 'a.tar'))).permanent).to.equal(true);
+      expect(drive.files).to.have.lengthOf(2);
+      drive.fault = () => undefined;
+      await store.remove(FOLDER, 'a.tar');
+      expect(drive.files).to.deep.equal([]);
     });
 
     it('begin anew when the session of an upload is gone', async () => {

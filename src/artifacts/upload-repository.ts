@@ -35,6 +35,8 @@ export interface Claimed {
   artifactKey: string;
   version: number;
   attempts: number;
+  /** What is in the store of it names somebody who is erased: it must not stay. */
+  rewrite: boolean;
 }
 
 // How long it has been tried counts from the first attempt, however long there was no store.
@@ -44,7 +46,7 @@ const CLAIM = query<Claimed>(`
   where tenant_id = $1 and env = $2 and id = (
     select id from snapshots where tenant_id = $1 and env = $2 and upload_state = ${PENDING} and due_time <= clock_timestamp()
     order by due_time limit 1 for update skip locked)
-  returning id, project_id, kind, artifact_key, version, attempts`);
+  returning id, project_id, kind, artifact_key, version, attempts, rewrite`);
 
 /** Takes an upload that is due, for so long: until then nobody else does it. Undefined if none is. */
 export async function claimUpload(tx: TenantTx, uploader: string, seconds: number): Promise<Claimed | undefined> {
@@ -113,7 +115,7 @@ const resource = `'projects/' || project_id || '/snapshots/' || id`;
 
 const DONE = change<{ id: string }>(`
   with stored as (
-    update snapshots set upload_state = ${STORED}, uploader = null, reason = '', link = $13::text, sha256 = $14::text,
+    update snapshots set upload_state = ${STORED}, rewrite = false, uploader = null, reason = '', link = $13::text, sha256 = $14::text,
       size_bytes = $15::bigint, store_time = clock_timestamp()
     where tenant_id = $1 and env = $2 and id = $11::uuid and uploader = $12::uuid and upload_state = ${PENDING}
     returning id, project_id, size_bytes
@@ -125,10 +127,11 @@ export async function uploadDone(tx: TenantTx, id: string, uploader: string, lin
   return tx.final(DONE, [id, uploader, link, file.sha256, file.bytes.length]);
 }
 
+// What an erasure waits for is never given up.
 const PUT_OFF = change<{ uploadState: Snapshot_UploadState }>(`
   with put_off as (
     update snapshots set uploader = null, reason = $13::text, due_time = clock_timestamp() + make_interval(secs => $14::float8),
-      upload_state = case when $15::bool or queue_time <= clock_timestamp() - interval '1 day' then ${FAILED} else ${PENDING} end
+      upload_state = case when not rewrite and ($15::bool or queue_time <= clock_timestamp() - interval '1 day') then ${FAILED} else ${PENDING} end
     where tenant_id = $1 and env = $2 and id = $11::uuid and uploader = $12::uuid and upload_state = ${PENDING}
     returning id, project_id, upload_state
   ), failed as (

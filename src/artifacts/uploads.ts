@@ -2,12 +2,12 @@ import type { Logger } from 'pino';
 import { v7 as uuidv7 } from 'uuid';
 import { serviceStamp } from '../db/change.ts';
 import type { Database } from '../db/pool.ts';
-import { rounds } from '../db/queue.ts';
+import { keeping, rounds, waitSeconds } from '../db/queue.ts';
 import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
 import type { Metrics } from '../rpc/metrics.ts';
 import { describe } from '../rpc/observe.ts';
-import { folderOf, pack, type Subject } from '../snapshots/archive.ts';
+import { folderOf, isOfSame, pack, type Subject } from '../snapshots/archive.ts';
 import { type Store, StoreError } from '../snapshots/store.ts';
 import { partsOf } from './records.ts';
 import { TOO_MUCH } from './repository.ts';
@@ -27,7 +27,6 @@ const COUNT_EVERY = 10;
 const LIMIT_MS = 30_000;
 /** A process that is killed keeps an upload from the others for so long; one that lives renews it before. */
 const CLAIM_SECONDS = 15;
-const LONGEST_WAIT_SECONDS = 15 * 60;
 
 export interface Uploading {
   database: Database;
@@ -35,10 +34,6 @@ export interface Uploading {
   metrics: Pick<Metrics, 'uploaded' | 'snapshots'>;
   log: Logger;
 }
-
-/** A second after the first attempt, then twice as long each time, and never quite the same for two of them. */
-const waitSeconds = (attempts: number) =>
-  Math.min(LONGEST_WAIT_SECONDS, 2 ** (attempts - 1)) * (0.5 + Math.random() / 2);
 
 /** Uploads what is due, one after the other. Each process does; what one of them has taken the others leave alone. */
 export function startUploads(connectionString: string | undefined, uploading: Uploading): { stop(): Promise<void> } {
@@ -80,13 +75,17 @@ async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSigna
   const claimed = await run('snapshots.claim', (tx) => claimUpload(tx, uploader, CLAIM_SECONDS));
   if (!claimed) return false;
   const { id, attempts } = claimed;
-  const claim = keeping(() => run('snapshots.keep', (tx) => keepUpload(tx, id, uploader, CLAIM_SECONDS)));
+  const claim = keeping(CLAIM_SECONDS, () =>
+    run('snapshots.keep', (tx) => keepUpload(tx, id, uploader, CLAIM_SECONDS)),
+  );
   try {
     const records = await run('snapshots.read', (tx) => readSnapshot(tx, claimed));
     if (!records) throw new StoreError(`its sections are by now ${TOO_MUCH}`, true);
     const file = pack(subjectOf(scope, claimed), partsOf(records));
     const signal = AbortSignal.any([ending, claim.lost]);
-    const link = await store.put(folderOf({ ...scope, ...claimed }), file, signal);
+    const folder = folderOf({ ...scope, ...claimed });
+    const link = await store.put(folder, file, signal);
+    if (claimed.rewrite) await removeOthers(store, folder, file.name);
     await run('snapshots.store', (tx) => uploadDone(tx, id, uploader, link, file));
     metrics.uploaded('stored');
   } catch (error) {
@@ -105,31 +104,14 @@ async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSigna
   return true;
 }
 
+/** Removes what was stored before of the same: it names somebody who is erased. */
+async function removeOthers(store: Store, folder: string, name: string): Promise<void> {
+  for (const other of (await store.list(folder)).keys()) {
+    if (other !== name && isOfSame(other, name)) await store.remove(folder, other);
+  }
+}
+
 const subjectOf = ({ tenant, env }: Scope, { kind, projectId, artifactKey, version }: Claimed): Subject => {
   const of = kind === Snapshot_Kind.ARTIFACT ? 'artifact' : 'profile';
   return { kind: of, tenant, env, projectId, artifactKey, version };
 };
-
-/** Renews a claim until told to end. `lost` aborts when it turns out to be another's. */
-function keeping(keep: () => Promise<boolean>): { lost: AbortSignal; end(): Promise<void> } {
-  const lost = new AbortController();
-  let renewal: Promise<void> = Promise.resolve();
-  const timer = setInterval(
-    () => {
-      renewal = keep().then(
-        (kept) => {
-          if (!kept) lost.abort();
-        },
-        () => {}, // the database is away: the claim may hold until it is back
-      );
-    },
-    (CLAIM_SECONDS * 1000) / 3,
-  );
-  return {
-    lost: lost.signal,
-    async end() {
-      clearInterval(timer);
-      await renewal;
-    },
-  };
-}

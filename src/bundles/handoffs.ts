@@ -29,6 +29,7 @@ const PULL = change<LeaseRow>(`
       and exists (
         select from bundles b
         where b.tenant_id = $1 and b.env = $2 and b.id = h.bundle_id and (b.expire_time is null or b.expire_time > now()))
+      and not exists (select from erasures e where e.tenant_id = $1 and e.env = $2 and e.user_id = h.user_id)
     order by h.id limit $12::int
     for update skip locked
   ), sized as materialized (

@@ -109,7 +109,8 @@ export async function addMember(context: Direct, scope: Scope, admin: boolean): 
   checked((check) => check.id('user', user));
   await existing(context, tenant, env);
   const role = admin ? Member_Role.ADMIN : Member_Role.MEMBER;
-  await changeIn(context, { ...scope, user: '' }, 'PutMember', (tx) => putMember(tx, user, role));
+  const saved = await changeIn(context, { ...scope, user: '' }, 'PutMember', (tx) => putMember(tx, user, role));
+  if (saved.length === 0) throw new UserError(`everything of ${user} is being erased: wait for its end`);
   return [`${user} is ${admin ? 'an admin' : 'a member'} of ${tenant}, ${env}`];
 }
 

@@ -21,6 +21,8 @@ export interface Keyring {
   verifies(context: string[], text: string, signature: string): boolean;
   /** Which key a signature names: the newest, an older one, or one that is not there any more (or never was). */
   signer(signature: string): 'newest' | 'older' | 'gone';
+  /** The signatures by all keys, first that of the one that signs: who has none of them can tell nothing of the text. */
+  signatures(context: string[], text: string): string[];
 }
 
 const LINE = /^([a-z0-9]{1,16}):([A-Za-z0-9+/]{43}=)(?: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?$/;
@@ -104,6 +106,10 @@ export function keyringOf(keys: () => Key[]): Keyring {
     signer(signature) {
       const key = keyOf(signature);
       return key ? (key.id === sealingKey(keys()).id ? 'newest' : 'older') : 'gone';
+    },
+    signatures(context, text) {
+      const all = keys();
+      return [...new Set([sealingKey(all), ...all])].map(({ id, key }) => `${id}.${signed(key, context, text)}`);
     },
   };
 }

@@ -49,6 +49,38 @@ export function rounds(
   };
 }
 
+/**
+ * Renews a claim that lasts so many seconds until told to end. `lost` aborts when it turns out to be another's.
+ */
+export function keeping(seconds: number, keep: () => Promise<boolean>): { lost: AbortSignal; end(): Promise<void> } {
+  const lost = new AbortController();
+  let renewal: Promise<void> = Promise.resolve();
+  const timer = setInterval(
+    () => {
+      renewal = keep().then(
+        (kept) => {
+          if (!kept) lost.abort();
+        },
+        () => {}, // the database is away: the claim may hold until it is back
+      );
+    },
+    (seconds * 1000) / 3,
+  );
+  return {
+    lost: lost.signal,
+    async end() {
+      clearInterval(timer);
+      await renewal;
+    },
+  };
+}
+
+const LONGEST_WAIT_SECONDS = 15 * 60;
+
+/** A second after the first attempt, then twice as long each time, and never quite the same for two of them. */
+export const waitSeconds = (attempts: number): number =>
+  Math.min(LONGEST_WAIT_SECONDS, 2 ** (attempts - 1)) * (0.5 + Math.random() / 2);
+
 /** Installs the queue, or brings it up to date. The role may create its schema only as long as that takes. */
 export async function migrateJobs(connectionString: string | undefined, owner: pg.Client): Promise<void> {
   const grant = (what: string) => owner.query(`do $$ begin execute format('${what}', current_database()); end $$`);

@@ -64,6 +64,7 @@ async function importSession(place: Place, session: SourceSession, report: Repor
   const scope = { tenant, env, user: session.user };
   const key = { surfaceId, projectId: session.projectId, threadId: session.threadId };
   const standing = await standingOf(reader(place.database, scope, limits()), key);
+  if (standing.erased) return report.leave('sessions left out', 'its user is being erased', session.id);
   if (standing.deleted) return report.leave('sessions left out', 'it was deleted here', session.id);
   if (!standing.member && !(await joined(place, scope))) {
     report.leave('sessions of users who are no members, see --add-members', 'they are stored', session.id);

@@ -3,6 +3,7 @@ import type { TenantDb, TenantTx } from '../db/transaction.ts';
 
 const STANDING = pointRead<Standing>(`
   select exists (select from tenant_members where tenant_id = $1 and env = $2 and user_id = $3) as member,
+    exists (select from erasures where tenant_id = $1 and env = $2 and user_id = $3) as erased,
     coalesce((select delete_time is not null from threads where tenant_id = $1 and env = $2 and user_id = $3 and thread_id = $6), false) as deleted,
     s.id is not null as known, case when s.live then s.id end as session_id
   from (select) one
@@ -17,6 +18,8 @@ const STANDING = pointRead<Standing>(`
 export interface Standing {
   /** Whether its user is a member. */
   member: boolean;
+  /** Whether everything of the user is being erased. */
+  erased: boolean;
   /** Whether its thread was deleted here. */
   deleted: boolean;
   /** Whether there is a session of its key, live or not. */

@@ -16,6 +16,8 @@ export interface Source {
   session_id?: string | undefined;
   thread_id?: string | undefined;
   message_seq?: number | undefined;
+  /** The merges by which it came, from the first on. */
+  merge_ids?: string[] | undefined;
   /** As Postgres writes it. */
   set_time: string;
   /** Of a merge: where the other profile had it from. */

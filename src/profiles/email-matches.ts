@@ -14,7 +14,8 @@ const holders = (key: string) => `(
         and (s.expire_time is null or s.expire_time > now()))`;
 
 /** Whether a match of the table is none any more. */
-export const UNMATCHED = `(select count(distinct h.user_id) from ${holders('email_matches.email_key')} h) < 2`;
+export const unmatched = (row: string): string =>
+  `(select count(distinct h.user_id) from ${holders(`${row}.email_key`)} h) < 2`;
 
 // Of two users who come with an address at once, the second waits here, and then sees what the first stored.
 const LOCK = query(`select pg_advisory_xact_lock(hashtextextended($1 || '/' || $2 || '/' || $4, 0))`);

@@ -52,7 +52,11 @@ interface Plan {
 }
 
 /** What comes of two profiles. What both have stays as the second has it; an address goes along whole or not at all. */
-export function planOf(from: Entry[], into: Entry[], actor: string, at: string): Plan {
+export function planOf(
+  from: Entry[],
+  into: Entry[],
+  { actor, at, mergeId }: { actor: string; at: string; mergeId: string },
+): Plan {
   const { ADDED, KEPT } = ProfileValueChange_Kind;
   const settled = present(into);
   const isAddress = (field: string) => (ADDRESS as readonly string[]).includes(field);
@@ -70,7 +74,13 @@ export function planOf(from: Entry[], into: Entry[], actor: string, at: string):
     const kept = (entries.get(key)?.value ?? null) !== null || (addressed && isAddress(field));
     count(field, kept ? KEPT : ADDED);
     if (kept) continue;
-    const source: Source = { kind: ProfileSource_Kind.MERGE, actor, set_time: at, origin: saidIn(before) };
+    const source: Source = {
+      kind: ProfileSource_Kind.MERGE,
+      actor,
+      set_time: at,
+      origin: saidIn(before),
+      merge_ids: [...(before.merge_ids ?? []), mergeId],
+    };
     entries.set(key, { field, item, value, source });
     const shown = field === 'products' || field === 'services' ? String(value) : item;
     changes.push({ field, item: shown, kind: ADDED, previous: null, current: value, source, previous_source: null });
@@ -85,7 +95,7 @@ export async function previewMerge(db: TenantDb, { fromUserId, intoUserId }: Pai
   const rows = await db.query(READ, [[fromUserId, intoUserId]]);
   const into = heldBy(rows, intoUserId);
   const [member] = into ? [{ there: true }] : await db.query(MEMBER, [intoUserId]);
-  return planned(heldBy(rows, fromUserId), member!.there ? (into ?? EMPTY) : undefined, '').effects;
+  return planned(heldBy(rows, fromUserId), member!.there ? (into ?? EMPTY) : undefined, '', '').effects;
 }
 
 const EMPTY = { entries: [], at: { seconds: 0, nanos: 0 } };
@@ -94,10 +104,11 @@ function planned(
   from: Pick<Held, 'entries'> | undefined,
   into: Pick<Held, 'entries' | 'at'> | undefined,
   actor: string,
+  mergeId: string,
 ) {
   if (!from || present(from.entries).length === 0) throw notFound('profile');
   if (!into) throw notFound('user');
-  const plan = planOf(from.entries, into.entries, actor, sourceTime(into.at));
+  const plan = planOf(from.entries, into.entries, { actor, at: sourceTime(into.at), mergeId });
   const over = overLimit(plan.entries);
   if (over) throw invalid([{ field: 'into_user_id', description: `${over.field}: ${over.description}` }]);
   return plan;
@@ -140,11 +151,12 @@ export async function mergeProfiles(tx: TenantTx, { fromUserId, intoUserId }: Pa
   const both = [fromUserId, intoUserId];
   const [, rows] = await together([tx.query(ENSURE, [intoUserId]), tx.query(LOCK, [both])]);
   const [from, into] = both.map((user) => heldBy(rows, user));
-  const plan = planned(from, into, actor);
+  const mergeId = uuidv7();
+  const plan = planned(from, into, actor, mergeId);
   const key = emailKey(textOf(plan.entries, 'email') ?? '');
   const earlier = [from!, into!].flatMap(({ mergeId }) => mergeId ?? []);
   const values = [
-    uuidv7(),
+    mergeId,
     fromUserId,
     intoUserId,
     json(plan.entries),

@@ -60,7 +60,8 @@ const MESSAGES = query<Read>(`
 // Of several processes that read the same, one moves the position, and with it in one transaction the profile.
 const MOVE = query<{ seq: number }>(`
   insert into thread_readings as r (tenant_id, env, thread_uid, user_id, seq, waiting)
-  values ($1, $2, $4::uuid, $3, $5::bigint, $6::boolean)
+  select $1, $2, $4::uuid, $3, $5::bigint, $6::boolean
+  from threads t where t.tenant_id = $1 and t.env = $2 and t.user_id = $3 and t.thread_uid = $4
   on conflict (tenant_id, env, thread_uid) do update set seq = excluded.seq, waiting = excluded.waiting where r.seq = $7::bigint
   returning seq`);
 

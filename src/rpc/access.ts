@@ -45,14 +45,15 @@ export async function authorize(
 
   const membership = await members.find(tenant, env, user, limits);
   const notMember = () => denied('NOT_A_MEMBER', 'not a member of this tenant and env');
-  if (!membership.known) throw notMember();
+  if (!membership.known || membership.erased) throw notMember();
   if (access.scope || (access.admin && operator)) return { ...caller, membership };
   if (!isMember(membership, caller) && !(access.userOptional && !user && caller.vouched)) throw notMember();
   if (access.admin && membership.role !== Member_Role.ADMIN) throw denied('ADMIN_REQUIRED', 'needs an admin');
   return { ...caller, membership };
 }
 
-/** In the table, or vouched for where the tenant's policy takes that. */
+/** In the table, or vouched for where the tenant's policy takes that. Nobody who was erased, until put into the table anew. */
 export function isMember(membership: Membership, caller: Caller): boolean {
+  if (membership.erased) return false;
   return membership.role !== 0 || (membership.membership === TenantPolicies_Membership.TOKEN && caller.vouched);
 }

@@ -2,12 +2,13 @@ import { status } from '@grpc/grpc-js';
 import { LRUCache } from 'lru-cache';
 import type { Logger } from 'pino';
 import { v7 as uuidv7 } from 'uuid';
-import type { Database } from '../db/pool.ts';
+import type { Database, Limits } from '../db/pool.ts';
 import { change } from '../db/statement.ts';
 import { transaction } from '../db/transaction.ts';
 import type { Caller } from './caller.ts';
 import type { About } from './context.ts';
 import type { RpcError } from './errors.ts';
+import type { Memberships } from './membership.ts';
 import { describe } from './observe.ts';
 
 /** Puts refused attempts into the audit trail. */
@@ -27,7 +28,7 @@ const RECORD = change(`
   from tenants where tenant_id = $1 and $2 = any (envs)
   returning 1`);
 
-export function denials(database: Database, log: Logger): Denials {
+export function denials(database: Database, members: Memberships, log: Logger): Denials {
   const recent = new LRUCache<string, { count: number }>({ max: 10_000, ttl: 60_000 });
 
   function within(key: string, most: number): boolean {
@@ -40,23 +41,32 @@ export function denials(database: Database, log: Logger): Denials {
     return within(`${tenant} ${env} ${user}`, PER_MINUTE) && within(`${tenant} ${env}`, PER_MINUTE_OF_ALL);
   }
 
+  /** Whose name the event has. That of somebody who was erased does not come back with it. */
+  async function named({ tenant, env, user, actor }: Caller, limits: Limits): Promise<{ user: string; actor: string }> {
+    const { erased } = await members.find(tenant, env, user, limits);
+    return erased ? { user: '', actor: actor === user ? '' : actor } : { user, actor };
+  }
+
   return {
     async record(refusal, caller, method, about, traceId) {
       if (refusal.code !== status.PERMISSION_DENIED && refusal.code !== status.NOT_FOUND) return;
       if (!caller.tenant || !caller.env || !allowed(caller)) return;
-      const scope = { tenant: caller.tenant, env: caller.env, user: caller.user };
+      const { tenant, env } = caller;
       const stamp = {
-        actor: caller.actor,
         method,
         requestId: about.requestId ?? null,
         fingerprint: null,
         eventId: uuidv7(),
         traceId,
-        requester: caller.user,
       };
       const limits = { deadline: Date.now() + 1000 };
       try {
-        await transaction(database, scope, stamp, limits, { repeatable: false }, (tx) =>
+        const { user, actor } = await named(caller, limits);
+        const [scope, whole] = [
+          { tenant, env, user },
+          { ...stamp, actor, requester: user },
+        ];
+        await transaction(database, scope, whole, limits, { repeatable: false }, (tx) =>
           tx.final(RECORD, [about.sessionId, refusal.reason]),
         );
       } catch (error) {

@@ -107,12 +107,14 @@ async function* decodeAll(
   method: AnyMethod,
   stream: AsyncIterable<Buffer>,
   taken: (bytes: number) => void,
+  readmit: () => Promise<void>,
 ): AsyncIterable<any> {
   const messages = stream[Symbol.asyncIterator]();
   for (;;) {
     const { done, value } = await messages.next();
     if (done) return;
     taken(value.length);
+    await readmit();
     yield decode(method, value);
   }
 }
@@ -123,8 +125,8 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
   const entrance = open ? kernel.openStreams : kernel.inFlight;
   const store = (identity: Identity, bytes: number) =>
     ADDING.has(name) ? kernel.turnstile.store(identity, bytes) : undefined;
-  const decodeStream = (call: AsyncIterable<Buffer>, { identity }: Call) =>
-    decodeAll(method, call, (bytes) => store(identity, bytes));
+  const decodeStream = (call: AsyncIterable<Buffer>, { identity }: Call, readmit: () => Promise<void>) =>
+    decodeAll(method, call, (bytes) => store(identity, bytes), readmit);
 
   /** Everything between the wire and the handler, and the one place where a call ends. */
   async function serve(
@@ -211,24 +213,20 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
   if (!method.responseStream) {
     return (call: ServerReadableStream<Buffer, unknown>, callback: (error: unknown, value?: unknown) => void) => {
       let response: unknown;
-      serve(call, async (context) => {
-        response = await handler(decodeStream(call, context), context);
+      serve(call, async (context, admit) => {
+        response = await handler(decodeStream(call, context, readmission(admit)), context);
       }).then((refusal) => (refusal ? callback(toServiceError(refusal)) : callback(null, response)));
     };
   }
   return (call: ServerWritableStream<Buffer, unknown> | ServerDuplexStream<Buffer, unknown>) => {
     const old = setTimeout(() => call.emit('error', toServiceError(tooOld())), Math.min(kernel.streamMs, MAX_TIMER_MS));
     serve(call, async (context, admit) => {
+      const readmit = readmission(admit);
       const requests = method.requestStream
-        ? decodeStream(call as ServerDuplexStream<Buffer, unknown>, context)
+        ? decodeStream(call as ServerDuplexStream<Buffer, unknown>, context, readmit)
         : decode(method, (call as ServerWritableStream<Buffer, unknown>).request);
-      let admitted = Date.now();
       for await (const response of handler(requests, context)) {
-        // A token expires, and a member is removed, while the stream is open.
-        if (Date.now() - admitted > ADMISSION_MS) {
-          await admit();
-          admitted = Date.now();
-        }
+        await readmit();
         await send(call, response, context.limits.signal!);
       }
     }).then((refusal) => {
@@ -239,7 +237,17 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
 }
 
 /** How long who opened a stream is believed to be allowed to. */
-const ADMISSION_MS = 10_000;
+export const ADMISSION_MS = 10_000;
+
+/** Asks again, every so often, whether a call is allowed: a token expires, and a member is removed, while its stream is open. */
+function readmission(admit: () => Promise<unknown>): () => Promise<void> {
+  let admitted = Date.now();
+  return async () => {
+    if (Date.now() - admitted <= ADMISSION_MS) return;
+    await admit();
+    admitted = Date.now();
+  };
+}
 /** How long a client may leave what was sent unread. */
 const SLOW_MS = 30_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;

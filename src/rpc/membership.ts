@@ -1,7 +1,8 @@
 import { LRUCache } from 'lru-cache';
+import type { Keyring } from '../db/keyring.ts';
 import type { Database, Limits } from '../db/pool.ts';
 import { pointRead, rowFromJson } from '../db/statement.ts';
-import { reader } from '../db/transaction.ts';
+import { reader, type Scope } from '../db/transaction.ts';
 import { TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
 import { NO_QUOTAS, type Quotas } from './quotas.ts';
 
@@ -20,6 +21,8 @@ export interface Membership {
   quotas: Quotas;
   /** What the tenant's content came to when it was last measured, if there is a quota for it. */
   stored: { bytes: number; time: number };
+  /** Whether everything of the user was erased, or is being. */
+  erased: boolean;
 }
 
 export interface Memberships {
@@ -28,6 +31,7 @@ export interface Memberships {
   forget(tenant: string): void;
 }
 
+// Who was made a member again after an erasure is somebody new.
 const FIND = pointRead<{
   known: boolean;
   role: number;
@@ -38,11 +42,15 @@ const FIND = pointRead<{
   quotas: Record<string, number> | null;
   storedBytes: number | null;
   storedTime: number | null;
+  erased: boolean;
 }>(`
   select $2 = any (t.envs) as known, coalesce(m.role, 0) as role,
     (t.policies ->> 'membership')::int as membership, (t.policies ->> 'pii')::int as pii, t.extract_time is not null as extracts,
     exists (select from budgets b where b.tenant_id = $1 and b.env = $2) as budgets,
-    t.policies -> 'quotas' as quotas, q.stored_bytes, extract(epoch from q.stored_bytes_time)::float8 as stored_time
+    t.policies -> 'quotas' as quotas, q.stored_bytes, extract(epoch from q.stored_bytes_time)::float8 as stored_time,
+    exists (select from erasures e where e.tenant_id = $1 and e.env = $2 and e.user_id = $3) or exists (
+      select from erased_users e
+      where e.tenant_id = $1 and e.env = $2 and e.digest = any ($4::text[]) and e.erase_time >= coalesce(m.create_time, '-infinity')) as erased
   from tenants t
   left join quota_counts q on q.tenant_id = t.tenant_id
   left join tenant_members m on m.tenant_id = t.tenant_id and m.env = $2 and m.user_id = $3
@@ -60,17 +68,23 @@ export const NOBODY: Membership = {
   budgets: false,
   quotas: NO_QUOTAS,
   stored: NOT_MEASURED,
+  erased: false,
 };
 
-// Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
-const TTL_MS = 3000;
+/** What stands for users who were erased. */
+export const erasedDigests = (keyring: Keyring, { tenant, env, user }: Scope): string[] =>
+  keyring.signatures(['erased-user', tenant, env], user);
 
-export function memberships(database: Database): Memberships {
+// Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
+export const TTL_MS = 3000;
+
+export function memberships(database: Database, keyring: Keyring): Memberships {
   const cache = new LRUCache<string, Membership, { limits: Limits; tenant: string; env: string; user: string }>({
     max: 100_000,
     ttl: TTL_MS,
     async fetchMethod(_key, _stale, { context: { limits, tenant, env, user } }) {
-      const [row] = await reader(database, { tenant, env, user }, limits).query(FIND);
+      const scope = { tenant, env, user };
+      const [row] = await reader(database, scope, limits).query(FIND, [erasedDigests(keyring, scope)]);
       if (!row) return NOBODY;
       return {
         known: row.known,
@@ -81,6 +95,7 @@ export function memberships(database: Database): Memberships {
         budgets: row.budgets,
         quotas: row.quotas ? rowFromJson(row.quotas) : NO_QUOTAS,
         stored: row.storedTime === null ? NOT_MEASURED : { bytes: row.storedBytes ?? 0, time: row.storedTime },
+        erased: row.erased,
       };
     },
   });

@@ -71,6 +71,11 @@ const nameOf = ({ kind, artifactKey, version }: Subject, checksum: string) =>
 /** Whether a file of this name is a snapshot: what others left beside them is not. */
 export const isSnapshot = (name: string): boolean => /^(artifact-[^/]+|profile)-v\d+-[0-9a-f]{64}\.tar$/.test(name);
 
+const subjectIn = (name: string) => name.replace(/-[0-9a-f]{64}\.tar$/, '');
+
+/** Whether two names are of snapshots of the same, with another content perhaps. */
+export const isOfSame = (one: string, other: string): boolean => isSnapshot(one) && subjectIn(one) === subjectIn(other);
+
 /** The parts of a snapshot, each as it was stored. */
 export function unpack(name: string, bytes: Buffer): { subject: Subject; parts: Parts; sha256: string } {
   const checksum = sha256(bytes);

@@ -116,6 +116,15 @@ export async function openDrive(url: URL): Promise<Store> {
         );
         return Buffer.from(data as unknown as ArrayBuffer);
       }),
+    // Past the trash, and each of them: a file may have come twice when an answer was lost.
+    remove: (folder, name) =>
+      telling(async () => {
+        for await (const { id } of found({ memorydName: hashOf(`${folder}/${name}`) })) {
+          await files.delete({ fileId: id!, supportsAllDrives: true }).catch((error) => {
+            if (statusOf(error) !== 404) throw error;
+          });
+        }
+      }),
     list: (folder) =>
       telling(async () => {
         const all = new Map<string, { link: string }>();

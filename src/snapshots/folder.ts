@@ -16,6 +16,11 @@ export function openFolder(url: URL): Store {
   return {
     put: (folder, file, signal) => telling(() => write(root, join(root, folder), file, signal)),
     get: (folder, name) => telling(() => readFile(join(root, folder, name))),
+    remove: (folder, name) =>
+      telling(async () => {
+        await rm(join(root, folder, name), { force: true });
+        await syncFolder(join(root, folder)).catch(orNone);
+      }),
     list: (folder) =>
       telling(async () => {
         const names = await readdir(join(root, folder)).catch(orNone);

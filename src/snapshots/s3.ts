@@ -1,5 +1,6 @@
 import {
   AbortMultipartUploadCommand,
+  DeleteObjectCommand,
   GetObjectCommand,
   HeadObjectCommand,
   ListMultipartUploadsCommand,
@@ -103,6 +104,11 @@ export function openS3(url: URL): Store {
       telling(async () => {
         const { Body } = await client.send(new GetObjectCommand({ Bucket: bucket, Key: keyOf(folder, name) }));
         return Buffer.from(await Body!.transformToByteArray());
+      }),
+    // Also tells nobody whether it was there. A bucket that keeps versions keeps what was in it.
+    remove: (folder, name) =>
+      telling(async () => {
+        await client.send(new DeleteObjectCommand({ Bucket: bucket, Key: keyOf(folder, name) }));
       }),
     list: (folder) =>
       telling(async () => {

@@ -6,6 +6,8 @@ export interface Store {
   /** Stores a file whole or not at all, unless it is there already. Resolves to a link to it, for people. */
   put(folder: string, file: SnapshotFile, signal: AbortSignal): Promise<string>;
   get(folder: string, name: string): Promise<Buffer>;
+  /** Removes a file for good, if it is there. */
+  remove(folder: string, name: string): Promise<void>;
   /** The files of a folder, by their names. None if there is no such folder. */
   list(folder: string): Promise<Map<string, { link: string }>>;
 }

@@ -5,7 +5,7 @@ import { query } from '../db/statement.ts';
 import { type TenantDb, transaction } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { ExpiryStats } from '../gen/memory/v1/admin_service.ts';
-import { UNMATCHED } from '../profiles/email-matches.ts';
+import { unmatched } from '../profiles/email-matches.ts';
 import { dueMessages } from '../threads/retention.ts';
 import { duePlaces } from './places.ts';
 import { RETAINED, retain } from './retention.ts';
@@ -32,7 +32,7 @@ const KINDS: Kind[] = [
   {
     kind: 'email_matches',
     table: 'email_matches',
-    due: UNMATCHED,
+    due: unmatched('email_matches'),
     hint: { table: 'email_matches', due: 'true' },
   },
   { kind: 'handoffs', table: 'handoffs', due: `ack_time <= now() - interval '${ACKED_DAYS} days'` },

@@ -152,13 +152,15 @@ export const memberFromRow = (row: MemberRow): Member => Member.fromPartial(row 
 const PUT_MEMBER = change<MemberRow>(`
   with saved as (
     insert into tenant_members as m (tenant_id, env, user_id, role)
-    values ($1, $2, $11, $12::smallint)
+    select $1, $2, $11::text, $12::smallint
+    where not exists (select from erasures e where e.tenant_id = $1 and e.env = $2 and e.user_id = $11)
     on conflict (tenant_id, env, user_id) do update set role = excluded.role
     returning m.env, m.user_id, m.role, m.anonymous, m.create_time
   ), ${audited('members.put', 'saved', { resource: `'members/' || user_id`, metadata: `jsonb_build_object('role', role)` })},
   ${requested('saved')}
   select * from saved`);
 
+/** Gives no row while everything of the user is being erased. */
 export async function putMember(tx: TenantTx, userId: string, role: number): Promise<MemberRow[]> {
   return tx.final(PUT_MEMBER, [userId, role]);
 }

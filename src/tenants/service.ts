@@ -40,10 +40,22 @@ export const adminAccess: Record<string, Access> = {
   getExpiryStats: { admin: true },
 };
 
+const beingErased = () =>
+  new RpcError(
+    status.FAILED_PRECONDITION,
+    'USER_BEING_ERASED',
+    'everything of the user is being erased: wait for its end',
+    {
+      retryAfterMs: 10_000,
+    },
+  );
+
 /** An operator's call, in the scope of the tenant itself. */
 const inTenant = (call: Call, tenant: string) => call.as({ tenant, env: '', user: '' });
 
-export function adminHandlers(members: Memberships): Handlers<typeof AdminServiceService> {
+type TenantMethods = Exclude<keyof typeof AdminServiceService, 'eraseUser' | 'getErasure' | 'listErasures'>;
+
+export function adminHandlers(members: Memberships): Pick<Handlers<typeof AdminServiceService>, TenantMethods> {
   return {
     async createTenant(request, call) {
       const check = new Check();
@@ -107,7 +119,11 @@ export function adminHandlers(members: Memberships): Handlers<typeof AdminServic
       check.done();
 
       const { userId, role } = request.member!;
-      const [row] = await call.change(request, (tx) => putMember(tx, userId, role));
+      const [row] = await call.change(request, async (tx) => {
+        const saved = await putMember(tx, userId, role);
+        if (saved.length === 0) throw beingErased();
+        return saved;
+      });
       members.forget(call.identity.tenant);
       return { member: memberFromRow(row!) };
     },

@@ -16,6 +16,8 @@ export interface ExportScope {
 
 const LANGUAGES = 'select array[search_language] || former_languages as languages from tenants where tenant_id = $1';
 
+const NOW = 'select now()::text as now';
+
 const PAGE_BYTES = 4 * 1024 * 1024;
 const MOST_ROWS = 2000;
 const FIRST_ROWS = 64;
@@ -41,6 +43,7 @@ export async function exportTo(
   const header: Header = {
     memoryd_export: FORMAT,
     schema: version,
+    time: (await client.query(NOW)).rows[0].now,
     ...scope,
     languages: (await client.query(LANGUAGES, [scope.tenant])).rows[0].languages,
     tables: Object.fromEntries(

@@ -16,6 +16,8 @@ export interface Header {
   memoryd_export: number;
   /** The version of the schema. */
   schema: number;
+  /** What the database held at this time. Not told by older versions. */
+  time?: string;
   tenant: string;
   envs: string[];
   /** Whether what belongs to all envs of the tenant, its events, is in it as well. */

@@ -91,6 +91,7 @@ async function check(
       throw new UserError(`it is searched in ${unknown.join(', ')}, which this Postgres does not know`);
     const { there, ...place } = await placeOf(client, header, tenant ?? header.tenant, env);
     const target = { database, ...place, about: {} };
+    await refuseErased(target, header, file);
     begun = { file, tables, header, statements: new Map(), target, there };
   };
   const empty = new Map<string, boolean>();
@@ -188,6 +189,21 @@ async function isEmpty(target: Target, { name, ofEnv }: Table, env: string): Pro
 const UNKNOWN_LANGUAGES = `
   select l as language from unnest($1::text[]) l
   where not exists (select from pg_ts_config where cfgname = l and pg_ts_config_is_visible(oid))`;
+
+const ERASED_SINCE = query(`
+  select 1 as n from erasures
+  where tenant_id = $1 and env = $2 and coalesce(finish_time, 'infinity') >= coalesce($4::timestamptz, '-infinity') limit 1`);
+
+/** Refuses what may bring back somebody who was erased since. */
+async function refuseErased(target: Target, { time }: Header, file: string): Promise<void> {
+  for (const env of target.envs.values()) {
+    const db = reader(target.database, { tenant: target.tenant, env, user: '' }, limits());
+    if ((await db.query(ERASED_SINCE, [time])).length === 0) continue;
+    throw new UserError(
+      `${file} may hold somebody who was erased from ${env} of tenant ${target.tenant} since: export it anew`,
+    );
+  }
+}
 
 type Place = Pick<Target, 'tenant' | 'envs'> & { there: boolean };
 

@@ -84,6 +84,8 @@ export const ROWS: Record<string, Condition> = {
   thread_events: ofLiveThread,
   message_streams: ofLiveThread,
   thread_readings: ofLiveThread,
+  // One that is under way goes on where it is.
+  erasures: (row) => `${row}.finish_time is not null`,
   audit_events: (row) => `${row}.action not in ('${Object.values(ACTIONS).join("', '")}')`,
 };
 
@@ -132,6 +134,8 @@ export const OF_NO_PROJECT: Record<string, string> = {
   profile_changes: 'how that came to be',
   profile_merges: 'which of them became one',
   email_matches: 'who may be the same person',
+  erasures: 'who is gone',
+  erased_users: 'who may not come back',
 };
 
 /** How rows of a table belong to a project, or undefined if nothing tells. */

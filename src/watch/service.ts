@@ -28,7 +28,8 @@ export const watchThreadHandlers = (
       for (let position = afterRevision; ; ) {
         const from = position;
         const page = await watch.read(from, (db) => readFeed(db, threadId, from));
-        if (position > page.head) throw ahead('thread', page.head);
+        // Behind what it has told itself is only a thread that is gone without a trace: of somebody who is erased.
+        if (position > page.head) throw position > afterRevision ? deleted('thread') : ahead('thread', page.head);
         // Who knows nothing of the thread, or has seen its end, is told as any other call is.
         if (isOver(page) && (position === 0 || position === page.head)) throw deleted('thread');
         watch.saw(page.head);

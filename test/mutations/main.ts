@@ -10,6 +10,7 @@ import { ARTIFACTS } from './artifacts.ts';
 import { AUDIT } from './audit.ts';
 import { DOCUMENTS } from './documents.ts';
 import { DURABILITY } from './durability.ts';
+import { ERASURE } from './erasure.ts';
 import { ISOLATION } from './isolation.ts';
 import { LIVE } from './live.ts';
 import { MEMORIES } from './memories.ts';
@@ -206,6 +207,7 @@ const all = [
   ...QUOTAS,
   ...TRANSFER,
   ...USAGE,
+  ...ERASURE,
 ];
 const chosen = all.filter(({ bug }) => words.length === 0 || words.some((word) => bug.includes(word)));
 const places = await Promise.all(Array.from({ length: WORKERS }, openWorkplace));

@@ -20,6 +20,7 @@ import {
 } from "@grpc/grpc-js";
 import { FieldMask } from "../../google/protobuf/field_mask.ts";
 import { Timestamp } from "../../google/protobuf/timestamp.ts";
+import { Erasure } from "./erasure.ts";
 import { Member, Tenant } from "./tenant.ts";
 
 export const protobufPackage = "memory.v1";
@@ -123,6 +124,48 @@ export interface ListMembersRequest {
 export interface ListMembersResponse {
   /** The members. */
   members: Member[];
+  /** Where the next page begins. Empty on the last one. */
+  nextPageToken: string;
+}
+
+/** The request of EraseUser. */
+export interface EraseUserRequest {
+  /** Required. The user, 1 to 128 characters. */
+  userId: string;
+  /** Optional. A UUID that makes the call idempotent. */
+  requestId: string;
+}
+
+/** The response of EraseUser. */
+export interface EraseUserResponse {
+  /** The erasure. */
+  erasure: Erasure | undefined;
+}
+
+/** The request of GetErasure. */
+export interface GetErasureRequest {
+  /** Required. The erasure, a UUID. */
+  erasureId: string;
+}
+
+/** The response of GetErasure. */
+export interface GetErasureResponse {
+  /** The erasure. */
+  erasure: Erasure | undefined;
+}
+
+/** The request of ListErasures. */
+export interface ListErasuresRequest {
+  /** Optional. At most this many, 50 if 0, at most 500. */
+  pageSize: number;
+  /** Optional. The `next_page_token` of the page before. */
+  pageToken: string;
+}
+
+/** The response of ListErasures. */
+export interface ListErasuresResponse {
+  /** The erasures. */
+  erasures: Erasure[];
   /** Where the next page begins. Empty on the last one. */
   nextPageToken: string;
 }
@@ -925,6 +968,376 @@ export const ListMembersResponse: MessageFns<ListMembersResponse> = {
   },
 };
 
+function createBaseEraseUserRequest(): EraseUserRequest {
+  return { userId: "", requestId: "" };
+}
+
+export const EraseUserRequest: MessageFns<EraseUserRequest> = {
+  encode(message: EraseUserRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.userId !== "") {
+      writer.uint32(10).string(message.userId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EraseUserRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEraseUserRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.userId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<EraseUserRequest>, I>>(base?: I): EraseUserRequest {
+    return EraseUserRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<EraseUserRequest>, I>>(object: I): EraseUserRequest {
+    const message = createBaseEraseUserRequest();
+    message.userId = object.userId ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseEraseUserResponse(): EraseUserResponse {
+  return { erasure: undefined };
+}
+
+export const EraseUserResponse: MessageFns<EraseUserResponse> = {
+  encode(message: EraseUserResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.erasure !== undefined) {
+      Erasure.encode(message.erasure, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EraseUserResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEraseUserResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.erasure = Erasure.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<EraseUserResponse>, I>>(base?: I): EraseUserResponse {
+    return EraseUserResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<EraseUserResponse>, I>>(object: I): EraseUserResponse {
+    const message = createBaseEraseUserResponse();
+    message.erasure = (object.erasure !== undefined && object.erasure !== null)
+      ? Erasure.fromPartial(object.erasure)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseGetErasureRequest(): GetErasureRequest {
+  return { erasureId: "" };
+}
+
+export const GetErasureRequest: MessageFns<GetErasureRequest> = {
+  encode(message: GetErasureRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.erasureId !== "") {
+      writer.uint32(10).string(message.erasureId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetErasureRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetErasureRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.erasureId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetErasureRequest>, I>>(base?: I): GetErasureRequest {
+    return GetErasureRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetErasureRequest>, I>>(object: I): GetErasureRequest {
+    const message = createBaseGetErasureRequest();
+    message.erasureId = object.erasureId ?? "";
+    return message;
+  },
+};
+
+function createBaseGetErasureResponse(): GetErasureResponse {
+  return { erasure: undefined };
+}
+
+export const GetErasureResponse: MessageFns<GetErasureResponse> = {
+  encode(message: GetErasureResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.erasure !== undefined) {
+      Erasure.encode(message.erasure, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetErasureResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetErasureResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.erasure = Erasure.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<GetErasureResponse>, I>>(base?: I): GetErasureResponse {
+    return GetErasureResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetErasureResponse>, I>>(object: I): GetErasureResponse {
+    const message = createBaseGetErasureResponse();
+    message.erasure = (object.erasure !== undefined && object.erasure !== null)
+      ? Erasure.fromPartial(object.erasure)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseListErasuresRequest(): ListErasuresRequest {
+  return { pageSize: 0, pageToken: "" };
+}
+
+export const ListErasuresRequest: MessageFns<ListErasuresRequest> = {
+  encode(message: ListErasuresRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.pageSize !== 0) {
+      writer.uint32(8).int32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(18).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListErasuresRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListErasuresRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.pageSize = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListErasuresRequest>, I>>(base?: I): ListErasuresRequest {
+    return ListErasuresRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListErasuresRequest>, I>>(object: I): ListErasuresRequest {
+    const message = createBaseListErasuresRequest();
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListErasuresResponse(): ListErasuresResponse {
+  return { erasures: [], nextPageToken: "" };
+}
+
+export const ListErasuresResponse: MessageFns<ListErasuresResponse> = {
+  encode(message: ListErasuresResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.erasures) {
+      Erasure.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListErasuresResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListErasuresResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.erasures.push(Erasure.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create<I extends Exact<DeepPartial<ListErasuresResponse>, I>>(base?: I): ListErasuresResponse {
+    return ListErasuresResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListErasuresResponse>, I>>(object: I): ListErasuresResponse {
+    const message = createBaseListErasuresResponse();
+    message.erasures = object.erasures?.map((e) => Erasure.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
 function createBaseGetExpiryStatsRequest(): GetExpiryStatsRequest {
   return {};
 }
@@ -1155,7 +1568,10 @@ export const AdminServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Makes a user a member, or changes the role. */
+    /**
+     * Makes a user a member, or changes the role. `FAILED_PRECONDITION` (`USER_BEING_ERASED`) while everything of the user is
+     * being erased. Who was erased before starts anew.
+     */
     putMember: {
       name: "PutMember",
       requestType: PutMemberRequest as typeof PutMemberRequest,
@@ -1182,6 +1598,38 @@ export const AdminServiceDefinition = {
       requestType: ListMembersRequest as typeof ListMembersRequest,
       requestStream: false,
       responseType: ListMembersResponse as typeof ListMembersResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
+     * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
+     * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
+     * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+     */
+    eraseUser: {
+      name: "EraseUser",
+      requestType: EraseUserRequest as typeof EraseUserRequest,
+      requestStream: false,
+      responseType: EraseUserResponse as typeof EraseUserResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Gets an erasure: how far it is, and its receipt when it is done. */
+    getErasure: {
+      name: "GetErasure",
+      requestType: GetErasureRequest as typeof GetErasureRequest,
+      requestStream: false,
+      responseType: GetErasureResponse as typeof GetErasureResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the erasures of the tenant and env, newest first. */
+    listErasures: {
+      name: "ListErasures",
+      requestType: ListErasuresRequest as typeof ListErasuresRequest,
+      requestStream: false,
+      responseType: ListErasuresResponse as typeof ListErasuresResponse,
       responseStream: false,
       options: {},
     },
@@ -1238,7 +1686,10 @@ export const AdminServiceService = {
     responseSerialize: (value: ListTenantsResponse): Buffer => Buffer.from(ListTenantsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListTenantsResponse => ListTenantsResponse.decode(value),
   },
-  /** Makes a user a member, or changes the role. */
+  /**
+   * Makes a user a member, or changes the role. `FAILED_PRECONDITION` (`USER_BEING_ERASED`) while everything of the user is
+   * being erased. Who was erased before starts anew.
+   */
   putMember: {
     path: "/memory.v1.AdminService/PutMember" as const,
     requestStream: false as const,
@@ -1272,6 +1723,42 @@ export const AdminServiceService = {
     responseSerialize: (value: ListMembersResponse): Buffer => Buffer.from(ListMembersResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListMembersResponse => ListMembersResponse.decode(value),
   },
+  /**
+   * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
+   * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
+   * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
+   * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   */
+  eraseUser: {
+    path: "/memory.v1.AdminService/EraseUser" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: EraseUserRequest): Buffer => Buffer.from(EraseUserRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): EraseUserRequest => EraseUserRequest.decode(value),
+    responseSerialize: (value: EraseUserResponse): Buffer => Buffer.from(EraseUserResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): EraseUserResponse => EraseUserResponse.decode(value),
+  },
+  /** Gets an erasure: how far it is, and its receipt when it is done. */
+  getErasure: {
+    path: "/memory.v1.AdminService/GetErasure" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: GetErasureRequest): Buffer => Buffer.from(GetErasureRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetErasureRequest => GetErasureRequest.decode(value),
+    responseSerialize: (value: GetErasureResponse): Buffer => Buffer.from(GetErasureResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetErasureResponse => GetErasureResponse.decode(value),
+  },
+  /** Lists the erasures of the tenant and env, newest first. */
+  listErasures: {
+    path: "/memory.v1.AdminService/ListErasures" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListErasuresRequest): Buffer => Buffer.from(ListErasuresRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListErasuresRequest => ListErasuresRequest.decode(value),
+    responseSerialize: (value: ListErasuresResponse): Buffer =>
+      Buffer.from(ListErasuresResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListErasuresResponse => ListErasuresResponse.decode(value),
+  },
   /** Tells what has expired in the tenant and env, by kind. */
   getExpiryStats: {
     path: "/memory.v1.AdminService/GetExpiryStats" as const,
@@ -1293,7 +1780,10 @@ export interface AdminServiceServer extends UntypedServiceImplementation {
   updateTenant: handleUnaryCall<UpdateTenantRequest, UpdateTenantResponse>;
   /** Lists all tenants by id. */
   listTenants: handleUnaryCall<ListTenantsRequest, ListTenantsResponse>;
-  /** Makes a user a member, or changes the role. */
+  /**
+   * Makes a user a member, or changes the role. `FAILED_PRECONDITION` (`USER_BEING_ERASED`) while everything of the user is
+   * being erased. Who was erased before starts anew.
+   */
   putMember: handleUnaryCall<PutMemberRequest, PutMemberResponse>;
   /**
    * Removes a member. What the user stored stays. Takes effect everywhere within 5 seconds. Removing who is not a member:
@@ -1302,6 +1792,17 @@ export interface AdminServiceServer extends UntypedServiceImplementation {
   removeMember: handleUnaryCall<RemoveMemberRequest, RemoveMemberResponse>;
   /** Lists the members of the tenant and env by user id. */
   listMembers: handleUnaryCall<ListMembersRequest, ListMembersResponse>;
+  /**
+   * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
+   * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
+   * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
+   * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   */
+  eraseUser: handleUnaryCall<EraseUserRequest, EraseUserResponse>;
+  /** Gets an erasure: how far it is, and its receipt when it is done. */
+  getErasure: handleUnaryCall<GetErasureRequest, GetErasureResponse>;
+  /** Lists the erasures of the tenant and env, newest first. */
+  listErasures: handleUnaryCall<ListErasuresRequest, ListErasuresResponse>;
   /** Tells what has expired in the tenant and env, by kind. */
   getExpiryStats: handleUnaryCall<GetExpiryStatsRequest, GetExpiryStatsResponse>;
 }
@@ -1355,7 +1856,10 @@ export interface AdminServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListTenantsResponse) => void,
   ): ClientUnaryCall;
-  /** Makes a user a member, or changes the role. */
+  /**
+   * Makes a user a member, or changes the role. `FAILED_PRECONDITION` (`USER_BEING_ERASED`) while everything of the user is
+   * being erased. Who was erased before starts anew.
+   */
   putMember(
     request: PutMemberRequest,
     callback: (error: ServiceError | null, response: PutMemberResponse) => void,
@@ -1405,6 +1909,59 @@ export interface AdminServiceClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListMembersResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
+   * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
+   * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
+   * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   */
+  eraseUser(
+    request: EraseUserRequest,
+    callback: (error: ServiceError | null, response: EraseUserResponse) => void,
+  ): ClientUnaryCall;
+  eraseUser(
+    request: EraseUserRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: EraseUserResponse) => void,
+  ): ClientUnaryCall;
+  eraseUser(
+    request: EraseUserRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: EraseUserResponse) => void,
+  ): ClientUnaryCall;
+  /** Gets an erasure: how far it is, and its receipt when it is done. */
+  getErasure(
+    request: GetErasureRequest,
+    callback: (error: ServiceError | null, response: GetErasureResponse) => void,
+  ): ClientUnaryCall;
+  getErasure(
+    request: GetErasureRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: GetErasureResponse) => void,
+  ): ClientUnaryCall;
+  getErasure(
+    request: GetErasureRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: GetErasureResponse) => void,
+  ): ClientUnaryCall;
+  /** Lists the erasures of the tenant and env, newest first. */
+  listErasures(
+    request: ListErasuresRequest,
+    callback: (error: ServiceError | null, response: ListErasuresResponse) => void,
+  ): ClientUnaryCall;
+  listErasures(
+    request: ListErasuresRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListErasuresResponse) => void,
+  ): ClientUnaryCall;
+  listErasures(
+    request: ListErasuresRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListErasuresResponse) => void,
   ): ClientUnaryCall;
   /** Tells what has expired in the tenant and env, by kind. */
   getExpiryStats(

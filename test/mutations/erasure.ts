@@ -1,0 +1,40 @@
+import { type Mutant, mutant } from './mutant.ts';
+
+/** Bugs of the erasure of people. */
+export const ERASURE: Mutant[] = [
+  mutant(
+    'an erasure is done while calls of before may still write',
+    'src/erasures/job.ts',
+    'if (lateSeconds > 0) return',
+    'if (lateSeconds > 1e9) return',
+    'erasure-rules',
+  ),
+  mutant(
+    'who was erased comes back by a token',
+    'src/rpc/membership.ts',
+    'e.digest = any ($4::text[])',
+    'e.digest = $4::text',
+    'erasure-rules',
+  ),
+  mutant(
+    'what another profile took over from somebody who is erased stays',
+    'src/erasures/rules.ts',
+    "    table: 'profiles',\n    where: finds('t.entries', `$[*].source.${MERGED}`),",
+    "    table: 'profiles',\n    where: 'false',",
+    'erasure-rules',
+  ),
+  mutant(
+    'an import brings back who was erased',
+    'src/transfer/import.ts',
+    'await refuseErased(target, header, file);',
+    '',
+    'erasure-rules',
+  ),
+  mutant(
+    'files that name who is erased stay in the store',
+    'src/artifacts/uploads.ts',
+    'if (claimed.rewrite) await',
+    'if (claimed.attempts < 0) await',
+    'erasure-snapshots',
+  ),
+];

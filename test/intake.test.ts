@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { type ClientHttp2Session, type ClientHttp2Stream, connect as connectHttp2 } from 'node:http2';
+import { type ClientHttp2Session, type ClientHttp2Stream, connect as connectHttp2, constants } from 'node:http2';
 import { gzipSync } from 'node:zlib';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
@@ -115,6 +115,19 @@ describe('the intake', () => {
       const next = open();
       next.end(whole);
       expect(await statusOf(next)).to.equal('OK');
+      await hasty.stop();
+    });
+
+    it('drops a response that its caller does not read', async () => {
+      const hasty = await startTestServer({ callTimeout: 1000 });
+      session.destroy();
+      session = connectHttp2(`http://127.0.0.1:${hasty.port}`, { settings: { initialWindowSize: 0 } });
+      const stream = open();
+      stream.end(framed(Buffer.alloc(0)));
+      const [headers] = await once(stream, 'response');
+      expect(headers['grpc-status']).to.equal(undefined);
+      await once(stream, 'close');
+      expect(stream.rstCode).to.equal(constants.NGHTTP2_CANCEL);
       await hasty.stop();
     });
 

@@ -1,4 +1,4 @@
-import type { Http2Session, ServerHttp2Stream } from 'node:http2';
+import { constants, type Http2Session, type ServerHttp2Stream } from 'node:http2';
 import type { ServerInterceptingCall, ServerInterceptor, ServiceError } from '@grpc/grpc-js';
 import { status } from '@grpc/grpc-js';
 import { exhausted, RpcError, toServiceError } from './errors.ts';
@@ -80,12 +80,14 @@ export function assembly(most: number, hold: (bytes: number) => void): Assembly 
 
 /**
  * Bounds what callers can make us hold by requests that they do not finish, which no other limit sees, as a call is one only
- * when its request is there: their bytes, also unpacked, and their time. Whoever goes over is refused, the others go on.
+ * when its request is there: their bytes, also unpacked, and their time. Whoever goes over is refused, the others go on. And
+ * by single responses that they do not read: these are dropped.
  */
 export function intake(most: number, requestMs: number): { interceptor: ServerInterceptor; stop(): void } {
   let all = 0;
   const ofConnections = new WeakMap<Http2Session, number>();
   const unfinished = new Map<Incoming, number>();
+  const unread = new Map<ServerHttp2Stream, number>();
   const unpackOne = atMost(UNPACKING);
 
   function refuse(incoming: Incoming, error: RpcError): ServiceError {
@@ -117,7 +119,7 @@ export function intake(most: number, requestMs: number): { interceptor: ServerIn
     };
   }
 
-  const interceptor: ServerInterceptor = ({ requestStream }, call) => {
+  const interceptor: ServerInterceptor = ({ requestStream, responseStream }, call) => {
     const incoming = call as unknown as Incoming;
     const { stream } = incoming;
     const hold = ledger(incoming);
@@ -132,22 +134,30 @@ export function intake(most: number, requestMs: number): { interceptor: ServerIn
     }
     if (!requestStream) {
       unfinished.set(incoming, Date.now());
-      stream.once('end', () => unfinished.delete(incoming));
+      stream.once('end', () => {
+        unfinished.delete(incoming);
+        if (!responseStream) unread.set(stream, Date.now());
+      });
+      stream.once('close', () => {
+        unfinished.delete(incoming);
+        unread.delete(stream);
+      });
     }
     return call as unknown as ServerInterceptingCall;
   };
 
   const timer = setInterval(() => {
-    const oldest = Date.now() - requestMs;
+    const now = Date.now();
     for (const [incoming, since] of unfinished) {
-      if (incoming.stream.destroyed) unfinished.delete(incoming);
-      else if (since > oldest) continue;
-      else if (unfinished.delete(incoming)) {
-        refuse(
-          incoming,
-          new RpcError(status.DEADLINE_EXCEEDED, 'REQUEST_UNFINISHED', 'the request did not end in time'),
-        );
-      }
+      if (since + requestMs > now) break; // they are in the order of their times
+      unfinished.delete(incoming);
+      refuse(incoming, new RpcError(status.DEADLINE_EXCEEDED, 'REQUEST_UNFINISHED', 'the request did not end in time'));
+    }
+    for (const [stream, since] of unread) {
+      // A call may take as long, and then its response as long again.
+      if (since + 2 * requestMs > now) break;
+      unread.delete(stream);
+      stream.close(constants.NGHTTP2_CANCEL);
     }
   }, LOOK_MS).unref();
 

@@ -215,8 +215,15 @@ export const RULES: Mutant[] = [
   mutant(
     'a request that nobody finishes stays for ever',
     'src/rpc/intake.ts',
-    'else if (since > oldest) continue',
-    'else if (since > 0) continue',
+    'if (since + requestMs > now) break',
+    'if (since > 0) break',
+    'intake',
+  ),
+  mutant(
+    'a response that nobody reads is kept',
+    'src/rpc/intake.ts',
+    'since + 2 * requestMs > now',
+    'since > 0',
     'intake',
   ),
 ];

@@ -9,6 +9,8 @@ export interface Setting<T> {
   /** As it would be given on the command line. */
   standard: string | undefined;
   meaning: string;
+  /** The variable that has it where no flag does: for what holds a password, which others would see on the command line. */
+  env?: string;
 }
 
 const setting = <T>(value: string, parse: (text: string) => T, standard: string, meaning: string): Setting<T> => ({
@@ -18,11 +20,17 @@ const setting = <T>(value: string, parse: (text: string) => T, standard: string,
   meaning,
 });
 
-const optional = <T>(value: string, parse: (text: string) => T, meaning: string): Setting<T | undefined> => ({
+const optional = <T>(
+  value: string,
+  parse: (text: string) => T,
+  meaning: string,
+  env?: string,
+): Setting<T | undefined> => ({
   value,
   parse,
   standard: undefined,
   meaning,
+  ...(env && { env }),
 });
 
 const UNITS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
@@ -102,7 +110,12 @@ export const SETTINGS = {
   tlsKey: optional('file', word, 'Private key of `--tls-cert` (PEM).'),
   tlsClientCa: optional('file', word, 'CA of the client certificates (PEM). With it, clients must show one.'),
   keyFile: optional('file', word, "The service's own keys: see `memoryd keys add`. Required by `serve`."),
-  directDatabaseUrl: optional('url', word, 'The database without a pooler between, for migrations and jobs.'),
+  directDatabaseUrl: optional(
+    'url',
+    word,
+    'The database without a pooler between, for migrations and jobs.',
+    'MEMORYD_DIRECT_DATABASE_URL',
+  ),
   preparedStatements: setting('on|off', onOff, 'on', 'Named statements. `off` behind PgBouncer before 1.21.'),
   sharedConnections: setting(
     'number',
@@ -153,7 +166,7 @@ export type SettingName = keyof typeof SETTINGS;
 
 type Settings = { readonly [Name in SettingName]: ReturnType<(typeof SETTINGS)[Name]['parse']> };
 
-/** Everything that can be set, checked. Besides flags there are only DATABASE_URL, and the PG* and OTEL_* that pg and tracing read. */
+/** Everything that can be set, checked. Besides flags there are only variables that hold passwords, and the PG* and OTEL_* that pg and tracing read. */
 export interface Config extends Settings {
   /** Undefined: the standard PG* variables tell. */
   readonly databaseUrl: string | undefined;

@@ -154,6 +154,24 @@ describe('the intake', () => {
       });
     }
 
+    it('holds nothing of who has no identity', async () => {
+      const probe = open({ 'x-env': '?', ':path': '/grpc.health.v1.Health/Check', 'grpc-encoding': 'gzip' });
+      probe.end(framed(gzipSync(Buffer.alloc(0)), true));
+      expect(await statusOf(probe), 'health is for anybody').to.equal('OK');
+      const stream = open({ 'x-env': '?' });
+      stream.write(framed(Buffer.alloc(MOST)).subarray(0, 100_000));
+      expect(await statusOf(stream)).to.equal('UNAUTHENTICATED');
+      await once(stream, 'close');
+    });
+
+    it('gives back what a request held when it ends', async () => {
+      for (let round = 0; round < 30; round++) {
+        const stream = open();
+        stream.end(framed(Buffer.alloc(MOST)));
+        expect(await statusOf(stream)).to.equal('INVALID_ARGUMENT');
+      }
+    });
+
     it('gives back what a connection held when it goes', async () => {
       const bytes = framed(Buffer.alloc(MOST)).subarray(0, -1);
       for (let round = 0; round < 8; round++) {

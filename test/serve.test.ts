@@ -269,6 +269,16 @@ describe('memoryd', () => {
     }
   }).timeout(20_000);
 
+  it('takes URLs that hold passwords from the environment, as others see the command line', async () => {
+    const nowhere = 'postgres://nobody@127.0.0.1:1/none';
+    const status = memoryd(['migrate', 'status'], { DATABASE_URL: nowhere, MEMORYD_DIRECT_DATABASE_URL: ownerUrl() });
+    expect(await status.ended).to.equal(0);
+    const flags = [...trusted(), '--port', '0'];
+    const run = memoryd(['serve', ...flags], { DATABASE_URL: appUrl(), MEMORYD_DIRECT_DATABASE_URL: nowhere });
+    expect(await run.ended).to.equal(1);
+    expect(run.err()).to.match(/^memoryd: the background jobs cannot start: .*127\.0\.0\.1:1\n$/);
+  });
+
   it('manages tenants and members', async () => {
     const tenant = await newTenant();
     const run = async (...args: string[]) => {

@@ -13,14 +13,15 @@ import { UserError } from '../errors.ts';
 
 /** Adds a flag for each setting, `without` those that the command decides itself. What is not given is left to `makeConfig`. */
 export function addSettings(command: Command, dev: boolean, without: SettingName[] = []): Command {
-  for (const [name, { value, parse, standard, meaning }] of Object.entries(SETTINGS) as [
+  for (const [name, { value, parse, standard, meaning, env }] of Object.entries(SETTINGS) as [
     SettingName,
     Setting<unknown>,
   ][]) {
     if (without.includes(name)) continue;
     const text = (dev ? devStandards()[name] : undefined) ?? standard;
     const told = `${meaning.replaceAll('`', '')}${text === undefined ? '' : ` (default: ${text})`}`;
-    command.addOption(new Option(`${flagOf(name)} <${value}>`, told).argParser(orRefuse(parse)));
+    const option = new Option(`${flagOf(name)} <${value}>`, told).argParser(orRefuse(parse));
+    command.addOption(env ? option.env(env) : option);
   }
   return command;
 }
@@ -43,7 +44,9 @@ export const configOf = (options: Parameters<typeof makeConfig>[1]): Config =>
 
 /** The flag of the commands that talk to the database and nothing else. */
 export const directOption = () =>
-  new Option('--direct-database-url <url>', SETTINGS.directDatabaseUrl.meaning).default(undefined, 'DATABASE_URL');
+  new Option('--direct-database-url <url>', SETTINGS.directDatabaseUrl.meaning)
+    .default(undefined, 'DATABASE_URL')
+    .env(SETTINGS.directDatabaseUrl.env!);
 
 /** The flag of the commands that sign, or look at what was signed. */
 export const keyFileOption = (why = '') =>

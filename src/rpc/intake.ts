@@ -1,7 +1,8 @@
 import { constants, type Http2Session, type ServerHttp2Stream } from 'node:http2';
-import type { ServerInterceptingCall, ServerInterceptor, ServiceError } from '@grpc/grpc-js';
+import type { Metadata, ServerInterceptingCall, ServerInterceptor, ServiceError } from '@grpc/grpc-js';
 import { status } from '@grpc/grpc-js';
-import { exhausted, RpcError, toServiceError } from './errors.ts';
+import { exhausted, RpcError, toRpcError, toServiceError } from './errors.ts';
+import type { Authenticate } from './identity.ts';
 
 /** What requests that come in parts, or compressed, may hold from their first byte until their call ends. */
 export const MOST_OF_CONNECTION = 64 * 1024 * 1024;
@@ -15,6 +16,7 @@ const NOTHING = Buffer.alloc(0);
 /** A call of grpc-js as it comes in. It shows nothing of this to interceptors: no limit of theirs is on what is unfinished. */
 interface Incoming {
   readonly stream: ServerHttp2Stream;
+  readonly metadata: Metadata;
   readonly incomingEncoding: string;
   decoder: Assembly;
   decompressMessage(message: Buffer, encoding: string): Buffer | Promise<Buffer>;
@@ -83,7 +85,11 @@ export function assembly(most: number, hold: (bytes: number) => void): Assembly 
  * when its request is there: their bytes, also unpacked, and their time. Whoever goes over is refused, the others go on. And
  * by single responses that they do not read: these are dropped.
  */
-export function intake(most: number, requestMs: number): { interceptor: ServerInterceptor; stop(): void } {
+export function intake(
+  most: number,
+  requestMs: number,
+  authenticate: Authenticate,
+): { interceptor: ServerInterceptor; stop(): void } {
   let all = 0;
   const ofConnections = new WeakMap<Http2Session, number>();
   const unfinished = new Map<Incoming, number>();
@@ -97,32 +103,44 @@ export function intake(most: number, requestMs: number): { interceptor: ServerIn
     return refusal;
   }
 
+  /** Refuses a call of whom nobody knows while its request still comes in. All others are asked when it is there. */
+  async function known(incoming: Incoming): Promise<void> {
+    try {
+      await authenticate(incoming.metadata);
+    } catch (error) {
+      refuse(incoming, toRpcError(error));
+    }
+  }
+
   /** What a call holds, which is given back when it ends. */
-  function ledger(incoming: Incoming): (bytes: number) => void {
+  function ledger(incoming: Incoming, open: boolean): (bytes: number) => void {
     const { stream } = incoming;
+    const session = stream.session!; // when the stream has ended it is not known any more
     let held = 0;
+    const ofConnection = () => ofConnections.get(session) ?? 0;
     const book = (bytes: number) => {
-      const { session } = stream;
       all += bytes - held;
-      if (session) ofConnections.set(session, (ofConnections.get(session) ?? 0) + bytes - held);
+      ofConnections.set(session, ofConnection() + bytes - held);
       held = bytes;
     };
     return (bytes) => {
       if (stream.closed) return;
-      const { session } = stream;
-      const ofConnection = (session ? (ofConnections.get(session) ?? 0) : 0) + bytes - held;
-      if (ofConnection > MOST_OF_CONNECTION || all + bytes - held > MOST_OF_ALL) {
+      const more = bytes - held;
+      if (ofConnection() + more > MOST_OF_CONNECTION || all + more > MOST_OF_ALL) {
         throw refuse(incoming, exhausted('TOO_MANY_BYTES', 'too much is being received at once', 1000));
       }
-      if (held === 0) stream.once('close', () => book(0));
+      if (held === 0) {
+        stream.once('close', () => book(0));
+        if (!open) void known(incoming);
+      }
       book(bytes);
     };
   }
 
-  const interceptor: ServerInterceptor = ({ requestStream, responseStream }, call) => {
+  const interceptor: ServerInterceptor = ({ path, requestStream, responseStream }, call) => {
     const incoming = call as unknown as Incoming;
     const { stream } = incoming;
-    const hold = ledger(incoming);
+    const hold = ledger(incoming, path.startsWith('/grpc.')); // health and reflection are for anybody
     incoming.decoder = assembly(most, hold);
     if (incoming.incomingEncoding !== 'identity') {
       const unpack = incoming.decompressMessage.bind(incoming);

@@ -1,6 +1,7 @@
 import { Server, type ServerCredentials, type ServerOptions, type ServiceError } from '@grpc/grpc-js';
 import { UserError } from '../errors.ts';
 import { drainingError, toServiceError } from './errors.ts';
+import type { Authenticate } from './identity.ts';
 import type { Service } from './implement.ts';
 import { intake } from './intake.ts';
 
@@ -10,6 +11,7 @@ export interface TransportOptions {
   maxConnectionAgeGrace: number;
   /** Also how long a request may take to come in. */
   callTimeout: number;
+  authenticate: Authenticate;
   unknownMethod(): void;
 }
 
@@ -33,7 +35,7 @@ interface OpenStream extends NodeJS.EventEmitter {
 }
 
 export function createTransport(options: TransportOptions): Transport {
-  const { interceptor, stop } = intake(MAX_MESSAGE, options.callTimeout);
+  const { interceptor, stop } = intake(MAX_MESSAGE, options.callTimeout, options.authenticate);
   const settings: ServerOptions = {
     interceptors: [interceptor],
     'grpc.max_receive_message_length': MAX_MESSAGE,

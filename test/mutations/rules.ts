@@ -201,7 +201,7 @@ export const RULES: Mutant[] = [
   mutant(
     'requests that nobody finishes may hold any number of bytes',
     'src/rpc/intake.ts',
-    'ofConnection > MOST_OF_CONNECTION',
+    'ofConnection() + more > MOST_OF_CONNECTION',
     'bytes > MOST_OF_CONNECTION',
     'intake',
   ),

@@ -38,7 +38,8 @@ export async function inThread<Name extends keyof Jobs>(
   ...given: Parameters<Jobs[Name]>
 ): Promise<ReturnType<Jobs[Name]>> {
   const line = lines.get(tenant) ?? { served: false, waiting: [] };
-  if (line.waiting.length >= MAX_WAITING) throw exhausted('DOCUMENTS_BUSY', 'too many documents wait to be read', 1000);
+  if (line.waiting.length >= MAX_WAITING)
+    throw exhausted('DOCUMENTS_BUSY', 'too many documents of the tenant wait to be read', 1000);
   const { promise, ...settle } = Promise.withResolvers<unknown>();
   const order: Order = { job, given, ...settle };
   line.waiting.push(order);

@@ -164,7 +164,10 @@ export const Snapshot_UploadState = {
   PENDING: 1,
   /** STORED - The store has confirmed it. */
   STORED: 2,
-  /** FAILED - It was given up: the store refuses it, or could not be reached for a day. RetrySnapshot tries again. */
+  /**
+   * FAILED - It was given up: the store refuses it, or could not be reached for a day from the first attempt on; or the inputs that it holds
+   * got their contents later, and are over 16 MiB by now. RetrySnapshot tries again.
+   */
   FAILED: 3,
 } as const;
 

@@ -3699,6 +3699,8 @@ export const ArtifactServiceDefinition = {
      *
      * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
      * `reopen` starts the next one. A document that says what the newest version says makes no new version.
+     *
+     * While too many documents of the tenant wait to be read by the server: `RESOURCE_EXHAUSTED`, `DOCUMENTS_BUSY`, with RetryInfo.
      */
     putProjectProfile: {
       name: "PutProjectProfile",
@@ -3792,7 +3794,8 @@ export const ArtifactServiceDefinition = {
     },
     /**
      * Makes a new revision of a section, which needs its lock. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. With
-     * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is.
+     * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is. `DOCUMENTS_BUSY` as there, for drafts that
+     * wait to be compared.
      */
     saveDraft: {
       name: "SaveDraft",
@@ -3932,6 +3935,8 @@ export const ArtifactServiceService = {
    *
    * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
    * `reopen` starts the next one. A document that says what the newest version says makes no new version.
+   *
+   * While too many documents of the tenant wait to be read by the server: `RESOURCE_EXHAUSTED`, `DOCUMENTS_BUSY`, with RetryInfo.
    */
   putProjectProfile: {
     path: "/memory.v1.ArtifactService/PutProjectProfile" as const,
@@ -4046,7 +4051,8 @@ export const ArtifactServiceService = {
   },
   /**
    * Makes a new revision of a section, which needs its lock. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. With
-   * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is.
+   * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is. `DOCUMENTS_BUSY` as there, for drafts that
+   * wait to be compared.
    */
   saveDraft: {
     path: "/memory.v1.ArtifactService/SaveDraft" as const,
@@ -4185,6 +4191,8 @@ export interface ArtifactServiceServer extends UntypedServiceImplementation {
    *
    * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
    * `reopen` starts the next one. A document that says what the newest version says makes no new version.
+   *
+   * While too many documents of the tenant wait to be read by the server: `RESOURCE_EXHAUSTED`, `DOCUMENTS_BUSY`, with RetryInfo.
    */
   putProjectProfile: handleUnaryCall<PutProjectProfileRequest, PutProjectProfileResponse>;
   /** Lists the versions of a project's profile, newest first, without the documents. */
@@ -4215,7 +4223,8 @@ export interface ArtifactServiceServer extends UntypedServiceImplementation {
   getSectionLock: handleUnaryCall<GetSectionLockRequest, GetSectionLockResponse>;
   /**
    * Makes a new revision of a section, which needs its lock. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. With
-   * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is.
+   * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is. `DOCUMENTS_BUSY` as there, for drafts that
+   * wait to be compared.
    */
   saveDraft: handleUnaryCall<SaveDraftRequest, SaveDraftResponse>;
   /** Returns a section's draft, at any of its revisions. */
@@ -4281,6 +4290,8 @@ export interface ArtifactServiceClient extends Client {
    *
    * While the newest version is locked, as an artifact was committed from it: `FAILED_PRECONDITION`, `PROFILE_LOCKED`, unless
    * `reopen` starts the next one. A document that says what the newest version says makes no new version.
+   *
+   * While too many documents of the tenant wait to be read by the server: `RESOURCE_EXHAUSTED`, `DOCUMENTS_BUSY`, with RetryInfo.
    */
   putProjectProfile(
     request: PutProjectProfileRequest,
@@ -4437,7 +4448,8 @@ export interface ArtifactServiceClient extends Client {
   ): ClientUnaryCall;
   /**
    * Makes a new revision of a section, which needs its lock. A stale token: `ABORTED`, `STALE_FENCING_TOKEN`. With
-   * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is.
+   * `profile_change` both are saved or neither, and it is refused as PutProjectProfile is. `DOCUMENTS_BUSY` as there, for drafts that
+   * wait to be compared.
    */
   saveDraft(
     request: SaveDraftRequest,

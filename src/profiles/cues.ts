@@ -26,6 +26,14 @@ export const NAME_CUE = any(
   `меня зовут`,
 );
 
+const GREETING = `(?:hi|hello|hey|dear all|good (?:morning|afternoon|evening|day)|hallo|guten (?:tag|morgen|abend)|servus|grüezi|bonjour|salut|bonsoir|hola|buen[oa]s (?:días|tardes|noches)|ciao|salve|buongiorno|buonasera|olá|oi|bom dia|boa tarde|hoi|goedemorgen|goedemiddag|hej|god morgon|cześć|dzień dobry|привет|здравствуйте|добрый день)`;
+
+/** What may stand right before a cue, where it begins no sentence or clause: whatever else does speaks of the words, not with them. */
+export const LEAD = new RegExp(
+  `(?:^|[,;!.)–—-]\\s*|(?<![\\p{L}\\p{N}])(?:and|or|but|und|oder|aber|et|ou|mais|y|pero|e|ed|ma|mas|en|of|maar|och|eller|men|i|oraz|ale|и|а)\\s+)(?:(?:${GREETING}|there|all|everyone|yes|yeah|sure|ok|okay|well|so|also|actually|btw|by the way|please|just|simply|best|you (?:can|may|could)(?: always| also| best)?|feel free to|ja|klar|also|übrigens|bitte|sie können|du kannst|oui|alors|vous pouvez|tu peux|sí|pues|puedes?|sì|puoi|può|sim|pode|podes|tak|да)[\\s,!.]+)*$`,
+  'iu',
+);
+
 const MAIL = `(?:e-?mail|mail|email|correo|courriel)(?:[- ]?(?:address|addr|adresse|adres|adress|electrónico))?`;
 export const EMAIL_CUE = any(
   `my (?:new |private |personal |work )?${MAIL}(?:['’]s)?`,
@@ -98,7 +106,7 @@ export const FILLER =
 
 /** Who else a sentence may speak of. */
 export const OTHERS =
-  /(?<![\p{L}\p{N}])(?:his|hers?|their|theirs|he|she|they|him|them|someone|somebody|our|boss|manager|colleagues?|coworker|wife|husband|spouse|partner|brother|sister|son|daughter|child|kids?|mother|father|mom|mum|dad|parents?|grand\w+|uncle|aunt|cousin|neighbou?r|friend|team|office|company|support|hotline|helpdesk|customer|client|doctor|landlord|shop|store|sein\w*|ihre?[rmn]?|chef\w*|kolleg\w*|frau|mann|bruder|schwester|sohn|tochter|mutter|vater|eltern|freund\w*|nachbar\w*|büro|firma|unser\w*|kund\w*|son|sa|leur|collègue|patron\w*|femme|mari|frère|sœur|fils|fille|mère|père|parents|ami\w*|bureau|notre|su|sus|jef[ea]|compañer[oa]|esposa|marido|herman[oa]|hij[oa]|madre|padre|padres|amig[oa]|oficina|nuestr[oa]|suo|sua|capo|collega|moglie|marito|fratello|sorella|figli[oa]|ufficio|nostr[oa]|seu|chefe|colega|mulher|irm[ãa]o?|filh[oa]|mãe|pai|escritório|zijn|haar|hun|baas|vrouw|broer|zus|zoon|dochter|moeder|vader|ouders|kantoor)(?![\p{L}\p{N}])/iu;
+  /(?<![\p{L}\p{N}])(?:his|hers?|their|theirs|he|she|they|him|them|someone|somebody|our|boss|manager|colleagues?|coworker|wife|husband|spouse|partner|brother|sister|son|daughter|child|kids?|mother|father|mom|mum|dad|parents?|grand\w+|assistant|secretary|uncle|aunt|cousin|neighbou?r|friend|team|office|company|support|hotline|helpdesk|customer|client|doctor|landlord|shop|store|sein\w*|ihre?[rmn]?|chef\w*|kolleg\w*|frau|mann|bruder|schwester|sohn|tochter|mutter|vater|eltern|freund\w*|nachbar\w*|büro|firma|unser\w*|kund\w*|son|sa|leur|collègue|patron\w*|femme|mari|frère|sœur|fils|fille|mère|père|parents|ami\w*|bureau|notre|su|sus|jef[ea]|compañer[oa]|esposa|marido|herman[oa]|hij[oa]|madre|padre|padres|amig[oa]|oficina|nuestr[oa]|suo|sua|capo|collega|moglie|marito|fratello|sorella|figli[oa]|ufficio|nostr[oa]|seu|chefe|colega|mulher|irm[ãa]o?|filh[oa]|mãe|pai|escritório|zijn|haar|hun|baas|vrouw|broer|zus|zoon|dochter|moeder|vader|ouders|kantoor)(?![\p{L}\p{N}])/iu;
 
 /** What is not said, but supposed, cited or made up. */
 export const SUPPOSED =
@@ -106,7 +114,7 @@ export const SUPPOSED =
 
 /** A message that gives a task, about a text that is not the person's own words. */
 export const TASK =
-  /^[\s>]*(?:(?:please|can you|could you|would you|bitte|kannst du|können sie|peux-tu|pouvez-vous|puedes|por favor)[, ]+)*(?:translate|summari[sz]e|rewrite|rephrase|correct|proofread|parse|extract|explain|write an?|draft|compose|complete|continue|pretend|imagine|suppose|übersetz\w*|fasse? \w+ zusammen|schreib\w* (?:einen?|mir)|korrigier\w*|tradui\w*|résum\w*|corrige\w*|écri\w+ une?|traduc\w*|resum\w*|escrib\w+ una?|traduci|riassumi|scrivi una?)(?![\p{L}\p{N}])/iu;
+  /^[\s>]*(?:(?:please|can you|could you|would you|bitte|kannst du|können sie|peux-tu|pouvez-vous|puedes|por favor)[, ]+)*(?:translate|summari[sz]e|rewrite|rephrase|correct|proofread|parse|extract|explain|classify|redact|anonymi[sz]e|act (?:as|like)|role-?play|you are|(?:check|review|read|fix|improve|polish|shorten|edit|format|look (?:over|at|through)) (?:this|that|these|the|following|below)|write an?|draft|compose|complete|continue|pretend|imagine|suppose|übersetz\w*|fasse? \w+ zusammen|schreib\w* (?:einen?|mir)|korrigier\w*|tradui\w*|résum\w*|corrige\w*|écri\w+ une?|traduc\w*|resum\w*|escrib\w+ una?|traduci|riassumi|scrivi una?)(?![\p{L}\p{N}])/iu;
 
 /** Where somebody else's mail begins. */
 export const CITED =
@@ -114,7 +122,7 @@ export const CITED =
 
 /** Whoever has one of these in the name is no person. */
 export const NO_PERSON =
-  /(?<![\p{L}])(?:support|team|service|services|bank|office|company|customer|helpdesk|inc|ltd|llc|gmbh|ag|corp|university|hospital)(?![\p{L}])/iu;
+  /(?<![\p{L}])(?:support|team|service|services|bank|office|company|customer|helpdesk|inc|ltd|llc|gmbh|ag|corp|corporation|university|hospital|john doe|jane (?:doe|roe)|max mustermann|erika mustermann|engineer|developer|programmer|architect|designer|manager|director|president|officer|chief|head|lead|leader|owner|analyst|scientist|researcher|consultant|specialist|administrator|admin|assistant|student|teacher|professor|nurse|founder|cofounder|ceo|cto|cfo|intern|employee|tester|user|member|guest|subscriber|beginner|expert|newbie|senior|junior|vice|backend|frontend|fullstack|ingenieur|entwickler(?:in)?|ingénieur|développeur|ingenier[oa]|desarrollador[a]?|sviluppatore|desenvolvedor)(?![\p{L}])/iu;
 
 /** Words with a capital that follow "I'm" and "my name is" without being names. */
 export const NO_NAME = new Set(
@@ -126,5 +134,10 @@ export const NO_NAME = new Set(
   polish czech slovak russian ukrainian turkish greek irish scottish welsh canadian mexican brazilian argentinian indian pakistani
   chinese japanese korean vietnamese thai australian african european asian muslim christian jewish hindu buddhist
   monday tuesday wednesday thursday friday saturday sunday tomorrow today later when maybe again
+  deaf blind autistic dyslexic disabled gay straight trans queer adhd hr it qa ok crazy nuts cool asap immediately urgently directly quickly
+  soon anytime whenever tonight morning evening pregnant sick ill healthy single divorced retired unemployed remote offline online available
+  free excited thrilled delighted pleased proud grateful thankful annoyed angry upset furious disappointed frustrated overwhelmed exhausted
+  hungry thirsty bored lucky unhappy unsure certain positive aware pretty quite rather totally completely absolutely extremely super
+  right correct allowed required supposed able unable willing anoche hase je u jullie niet nicht pas no never nobody everybody
   sie ihn euch dich alle bien aussi comme la lo el al`.split(/\s+/),
 );

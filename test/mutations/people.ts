@@ -39,6 +39,20 @@ export const PEOPLE: Mutant[] = [
     'profile-extraction',
   ),
   mutant(
+    'a profile takes what is said of the words, not with them',
+    'src/profiles/extract.ts',
+    'if (begins(sentence, match.index)) yield',
+    'yield',
+    'profile-extraction',
+  ),
+  mutant(
+    'a profile takes what others say in a transcript',
+    'src/profiles/extract.ts',
+    'return at < 0 ? lines : lines.slice(0, at);',
+    'return at < -1 ? [] : lines;',
+    'profile-extraction',
+  ),
+  mutant(
     'what was read takes the place of what a caller said of a person',
     'src/profiles/accumulate.ts',
     'return (entry.value === null || kind === ProfileSource_Kind.EXTRACTION) && set_time < saidAt;',

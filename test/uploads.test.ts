@@ -234,15 +234,19 @@ describe('uploads of snapshots', function () {
   it('are given up when the store could not be reached for a day', async () => {
     s3.fault = (request) => (isPut(request) ? s3Error(400, 'RequestTimeout') : undefined);
     const snapshot = await commitAlone();
-    // It has waited for a day until somebody had a store.
-    await sql(`update snapshots set queue_time = now() - interval '25 hours'`);
+    // Nobody had a store for a day, before the first attempt; and then no server ran after one.
+    await sql(`update snapshots set queue_time = now() - interval '25 hours', due_time = now() - interval '25 hours'`);
     await serving(s3.storeUrl());
-    const tried = await until(async () => {
-      const found = await now(snapshot);
-      return found.reason !== '' && found;
-    });
-    expect(tried.uploadState).to.equal(PENDING);
-    await sql(`update snapshots set queue_time = now() - interval '25 hours'`);
+    for (let attempt = 1; attempt <= 2; attempt++) {
+      const tried = await until(async () => {
+        const found = await now(snapshot);
+        return found.attempts === attempt && found.reason !== '' && found;
+      });
+      expect(tried.uploadState).to.equal(PENDING);
+      const hours = attempt === 1 ? [26, 25] : [25, 0];
+      const ago = hours.map((n) => `now() - interval '${n} hours'`);
+      await sql(`update snapshots set reason = '', queue_time = ${ago[0]}, due_time = ${ago[1]}`);
+    }
     expect((await becomes(snapshot, FAILED)).reason).to.equal('S3: 400 RequestTimeout');
   });
 

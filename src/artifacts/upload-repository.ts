@@ -39,10 +39,10 @@ export interface Claimed {
   rewrite: boolean;
 }
 
-// How long it has been tried counts from the first attempt, however long there was no store.
+// How long it has been tried counts from the first attempt, and without the time in which nobody was there to take it.
 const CLAIM = query<Claimed>(`
   update snapshots set uploader = $4::uuid, attempts = attempts + 1, due_time = clock_timestamp() + make_interval(secs => $5::float8),
-    queue_time = case when attempts = 0 then clock_timestamp() else queue_time end
+    queue_time = queue_time + (clock_timestamp() - due_time)
   where tenant_id = $1 and env = $2 and id = (
     select id from snapshots where tenant_id = $1 and env = $2 and upload_state = ${PENDING} and due_time <= clock_timestamp()
     order by due_time limit 1 for update skip locked)

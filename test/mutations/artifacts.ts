@@ -31,9 +31,9 @@ export const ARTIFACTS: Mutant[] = [
     'uploads',
   ),
   mutant(
-    'an upload is given up after its first attempt, as there was no store for a day',
+    'an upload is given up after its first attempt, as there was no server for a day',
     'src/artifacts/upload-repository.ts',
-    'queue_time = case when attempts = 0 then clock_timestamp() else queue_time end',
+    'queue_time = queue_time + (clock_timestamp() - due_time)',
     'queue_time = queue_time',
     'uploads',
   ),

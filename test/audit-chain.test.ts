@@ -9,7 +9,7 @@ import { pruneAudit } from '../src/audit/prune.ts';
 import { sealAll, sealPlace } from '../src/audit/seal.ts';
 import { type Key, keyringOf } from '../src/db/keyring.ts';
 import { keep } from './fixtures/aging.ts';
-import { expectSound, newKey, openChaining, plantEvents, sealed, tamper, verified } from './fixtures/audit.ts';
+import { EVENT, expectSound, newKey, openChaining, plantEvents, sealed, tamper, verified } from './fixtures/audit.ts';
 import { newTenant, ownerUrl, runSql, until, useOwnDatabase } from './support.ts';
 
 describe('the chain of the audit trail', () => {
@@ -52,6 +52,27 @@ describe('the chain of the audit trail', () => {
     expect(counts).to.deep.equal({ blocks: 3, events: 12, waiting: 0 });
     expect(head.blockNo).to.equal(3);
     expect(head.hash).to.match(/^[0-9a-f]{64}$/);
+  });
+
+  it('seals nothing that an older transaction may still come before, and then both in their order', async () => {
+    const client = new pg.Client({ connectionString: ownerUrl() });
+    await client.connect();
+    const late = randomUUID();
+    try {
+      await client.query('begin');
+      await client.query(EVENT, [...place(), late, 'user', 'late', 'sessions/s', {}]);
+      const [next] = await plantEvents(scope, 1);
+      expect(await sealPlace(chaining, scope)).to.equal(0);
+      await client.query('commit');
+      await sealed(chaining, scope);
+      const blocks = await tamper('select ids from audit_blocks where tenant_id = $1 order by block_no', [
+        scope.tenant,
+      ]);
+      expect(blocks.flatMap((block) => block.ids)).to.deep.equal([late, next]);
+    } finally {
+      await client.end();
+    }
+    expect(await expectSound(chaining, scope)).to.deep.include({ events: 2, waiting: 0 });
   });
 
   it('cuts a transaction of many events into blocks of a thousand', async () => {

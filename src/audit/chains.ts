@@ -1,35 +1,46 @@
 import { isLost } from '../db/failure.ts';
 import type { Database } from '../db/pool.ts';
-import type { Statement } from '../db/statement.ts';
-import { reader, type TenantScope } from '../db/transaction.ts';
-import { everyPlace } from '../tenants/places.ts';
+import { query, type Statement } from '../db/statement.ts';
+import type { TenantScope } from '../db/transaction.ts';
+import { inDue, type Places } from '../tenants/places.ts';
 
 /**
- * Visits, one after the other, the chains of which `hint` tells in each place: that of the env, and that of the tenant itself.
- * One that fails does not hold up the others: the first failure is thrown when all have been visited. A path of a policy may
- * be named, as of {@link everyPlace}.
+ * The chains of all tenants, those of envs `w.env` of tenants `t` and those of the tenants themselves, for which `condition` holds
+ * with the newest block, or the oldest, as `b`.
  */
-export async function everyChain<Hint extends { env: string }>(
+export const dueChains = (order: 'newest' | 'oldest', condition: string): Statement<Places> =>
+  query<Places>(`
+  select tenant_id, array(
+    select w.env from unnest(envs || ''::text) as w (env)
+    left join lateral (
+      select b.upto, b.upto_id, b.signature, b.newest_micros from audit_blocks b
+      where b.tenant_id = t.tenant_id and b.env = w.env
+      order by b.block_no ${order === 'newest' ? 'desc' : ''} limit 1
+    ) b on true
+    where ${condition}
+  ) as envs
+  from tenants t where tenant_id > $4 order by tenant_id limit 1000`);
+
+/**
+ * Takes steps at chains, in turns, as long as they tell that there is more to do. One that fails does not hold up the others: the
+ * first failure is thrown in the end.
+ */
+export async function inChains(
   database: Database,
-  hint: Statement<Hint>,
-  visit: (scope: TenantScope, hint: Hint) => Promise<void>,
+  due: Statement<Places>,
+  values: string[],
+  step: (scope: TenantScope) => Promise<boolean>,
   signal?: AbortSignal,
-  policy?: string[],
 ): Promise<void> {
   const failures: unknown[] = [];
-  const visitPlace = async (scope: TenantScope) => {
-    const db = reader(database, { ...scope, user: '' }, { deadline: Date.now() + 60_000, signal });
-    for (const found of await db.query(hint)) {
-      signal?.throwIfAborted();
-      try {
-        await visit({ tenant: scope.tenant, env: found.env }, found);
-      } catch (error) {
-        if (signal?.aborted || isLost(error)) throw error;
-        failures.push(error);
-      }
+  await inDue(due, values, database, signal, async ({ tenant, env }) => {
+    try {
+      return await step({ tenant, env });
+    } catch (error) {
+      if (signal?.aborted || isLost(error)) throw error;
+      failures.push(error);
     }
     return false;
-  };
-  await everyPlace(database, signal, visitPlace, policy);
+  });
   if (failures.length > 0) throw failures[0];
 }

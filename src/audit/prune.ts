@@ -1,10 +1,10 @@
-import { pointRead, query } from '../db/statement.ts';
+import { query } from '../db/statement.ts';
 import { type TenantScope, transaction } from '../db/transaction.ts';
 import { keptSince } from '../tenants/aging.ts';
 import { COUNTED, type Count } from '../tenants/sweeping.ts';
 import { append, type Chaining, chained } from './blocks.ts';
 import { BlockKind } from './chain.ts';
-import { everyChain } from './chains.ts';
+import { dueChains, inChains } from './chains.ts';
 
 const BATCH_EVENTS = 1000;
 
@@ -12,13 +12,8 @@ const KIND = 'retention_audit';
 
 const CUTOFF = `(extract(epoch from ${keptSince('audit')}) * 1000000)::bigint`;
 
-// A hint, for the place and for the tenant's own: nearly always nothing is due.
-const DUE = pointRead<{ env: string }>(`
-  select w.env from unnest(array[$2, '']) w (env)
-  where (
-    select b.newest_micros from audit_blocks b
-    where b.tenant_id = $1 and b.env = w.env
-    order by b.block_no limit 1) <= ${CUTOFF}`);
+// Whether the oldest block is due.
+const DUE = dueChains('oldest', `b.newest_micros <= ${CUTOFF.replaceAll('$1', 't.tenant_id')}`);
 
 /** The last of the blocks, from the oldest on, that hold nothing younger. */
 export const LAST_DUE = query<{ blockNo: number; hash: Buffer }>(`
@@ -77,6 +72,7 @@ export async function pruneAll(
   const prune = async (scope: TenantScope) => {
     const n = await pruneAudit(chaining, scope, signal);
     if (n > 0) count([{ kind: KIND, n }]);
+    return false;
   };
-  await everyChain(chaining.database, DUE, prune, signal, ['retention', 'audit_days']);
+  await inChains(chaining.database, DUE, [], prune, signal);
 }

@@ -19,10 +19,12 @@ export interface Keyring {
   sign(context: string[], text: string): string;
   /** Whether it is a signature of this text in this context, by a key that is still there. */
   verifies(context: string[], text: string, signature: string): boolean;
-  /** Which key a signature names: the newest, an older one, or one that is not there any more (or never was). */
-  signer(signature: string): 'newest' | 'older' | 'gone';
   /** The signatures by all keys, first that of the one that signs: who has none of them can tell nothing of the text. */
   signatures(context: string[], text: string): string[];
+  /** Whether a signature names a key that is still there. */
+  knows(signature: string): boolean;
+  /** The id of the key that seals and signs now: signatures begin with it and a dot. */
+  readonly newest: string;
 }
 
 const LINE = /^([a-z0-9]{1,16}):([A-Za-z0-9+/]{43}=)(?: (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?$/;
@@ -103,9 +105,9 @@ export function keyringOf(keys: () => Key[]): Keyring {
       const [given, right] = [signature, `${key.id}.${signed(key.key, context, text)}`].map((one) => Buffer.from(one));
       return given!.length === right!.length && timingSafeEqual(given!, right!);
     },
-    signer(signature) {
-      const key = keyOf(signature);
-      return key ? (key.id === sealingKey(keys()).id ? 'newest' : 'older') : 'gone';
+    knows: (signature) => keyOf(signature) !== undefined,
+    get newest() {
+      return sealingKey(keys()).id;
     },
     signatures(context, text) {
       const all = keys();

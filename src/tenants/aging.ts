@@ -10,4 +10,4 @@ export const MAX_DAYS = 36_500;
  * looked up by the statement that removes, so that a policy that was taken away removes nothing more.
  */
 export const keptSince = (kind: Aging): string => `(
-  select now() - make_interval(hours => 24 * (policies -> 'retention' ->> '${kind}_days')::int) from tenants where tenant_id = $1)`;
+  select now() - make_interval(hours => 24 * (p.policies -> 'retention' ->> '${kind}_days')::int) from tenants p where p.tenant_id = $1)`;

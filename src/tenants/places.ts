@@ -1,17 +1,17 @@
 import type { Database } from '../db/pool.ts';
-import { query } from '../db/statement.ts';
+import { query, type Statement } from '../db/statement.ts';
 import { type Scope, type TenantTx, together, transaction } from '../db/transaction.ts';
 import type { Kind } from './sweeping.ts';
 
 /** A tenant, and those of its envs that are to be visited. */
-interface Places {
+export interface Places {
   tenantId: string;
   envs: string[];
 }
 
 const TENANTS = query<Places>(
   `select tenant_id, envs from tenants
-   where tenant_id > $4 and ($5::text[] is null or policies #> $5 <> '{}') order by tenant_id limit 1000`,
+   where tenant_id > $4 order by tenant_id limit 1000`,
 );
 
 const DIRECTORY: Scope = { tenant: '', env: '', user: '' };
@@ -32,13 +32,9 @@ export async function inTurns<Place>(
 /** A bounded piece of work in a place. Tells whether there is more to do. */
 type Step = (scope: Scope) => Promise<boolean>;
 
-/** Takes steps in each env of each tenant, in turns; with the path of a policy of those tenants that have it. */
-export const everyPlace = (
-  database: Database,
-  signal: AbortSignal | undefined,
-  step: Step,
-  policy?: string[],
-): Promise<void> => walk(database, signal, step, (tx, after) => tx.final(TENANTS, [after, policy]));
+/** Takes steps in each env of each tenant, in turns. */
+export const everyPlace = (database: Database, signal: AbortSignal | undefined, step: Step): Promise<void> =>
+  walk(database, signal, step, (tx, after) => tx.final(TENANTS, [after]));
 
 // The role that sees where work is due, of all tenants, and no content.
 const AS_JOBS = query(`select set_config('role', 'memoryd_jobs', true)`);
@@ -47,24 +43,34 @@ const AS_JOBS = query(`select set_config('role', 'memoryd_jobs', true)`);
  * The places where rows of these kinds may be due, a thousand tenants at a time: a look into the index of each kind costs some
  * microseconds, a visit half a millisecond. `limit` keeps the planner from reading whole tables to hash them.
  */
-const due = (kinds: Kind[]) => {
-  const looks = kinds.map(({ table, due, hint = { table, due } }) => {
-    const where = ` and ${hint.due}`.replaceAll('$1', 'tenants.tenant_id').replaceAll('$2', 'place.env');
-    return `(select true from ${hint.table} where tenant_id = tenants.tenant_id and env = place.env${where} limit 1)`;
+const due = (kinds: Pick<Kind, 'table' | 'due'>[], of: string) => {
+  const looks = kinds.map(({ table, due }) => {
+    const where = ` and ${due}`.replaceAll('$1', 'tenants.tenant_id').replaceAll('$2', 'place.env');
+    return `(select true from ${table} where tenant_id = tenants.tenant_id and env = place.env${where} limit 1)`;
   });
   return query<Places>(`
     select tenant_id, array(select env from unnest(envs) as place (env) where coalesce(${[...new Set(looks)].join(', ')}, false)) as envs
-    from tenants where tenant_id > $4 order by tenant_id limit 1000`);
+    from tenants where tenant_id > $4 and ${of} order by tenant_id limit 1000`);
 };
 
-/** Takes steps in the places where rows of these kinds may be due, in turns. */
-export function duePlaces(kinds: Kind[]) {
-  const statement = due(kinds);
+/** Takes steps in the places that a statement finds due, in turns. It goes on after the tenant $4; its own values follow. */
+export const inDue = (
+  statement: Statement<Places>,
+  values: string[],
+  database: Database,
+  signal: AbortSignal | undefined,
+  step: Step,
+): Promise<void> =>
+  walk(database, signal, step, async (tx, after) => {
+    const [, places] = await together([tx.query(AS_JOBS), tx.final(statement, [after, ...values])]);
+    return places;
+  });
+
+/** Takes steps in the places where rows of these tables may be due, in turns, of tenants for which a condition holds. */
+export function duePlaces(kinds: Pick<Kind, 'table' | 'due'>[], of = 'true') {
+  const statement = due(kinds, of);
   return (database: Database, signal: AbortSignal | undefined, step: Step): Promise<void> =>
-    walk(database, signal, step, async (tx, after) => {
-      const [, places] = await together([tx.query(AS_JOBS), tx.final(statement, [after])]);
-      return places;
-    });
+    inDue(statement, [], database, signal, step);
 }
 
 type Next = (tx: TenantTx, after: string) => Promise<Places[]>;

@@ -19,7 +19,11 @@ const STAYS = (m: string) =>
   `(${m}.create_time > ${SINCE} or ${m}.state = ${MessageState.STREAMING} and ${m}.delete_time is null)`;
 
 // No message is older than that of its thread (migration 22).
-const AGED = `t.tenant_id = $1 and t.env = $2 and t.delete_time is null and coalesce(t.oldest_time, t.create_time) <= ${SINCE}`;
+const aged = (t = '') => `${t}delete_time is null and coalesce(${t}oldest_time, ${t}create_time) <= ${SINCE}`;
+const AGED = `t.tenant_id = $1 and t.env = $2 and ${aged('t.')}`;
+
+/** The threads of which messages may be due. */
+export const THREADS_AGED = { table: 'threads', due: aged() };
 
 /** The messages that are due: in each thread those before the first that stays. */
 export const dueMessages = (limit: number): string => `

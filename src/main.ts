@@ -45,6 +45,6 @@ try {
 } catch (error) {
   // One line for what the user can mend; a stack for what we must.
   if (error instanceof UserError) console.error(`memoryd: ${error.message}`);
-  else console.error(error);
+  else console.error((await import('./rpc/observe.ts')).describe(error));
   process.exit(1);
 }

@@ -56,6 +56,23 @@ describe('memoryd export and import', function () {
     expect(text).to.include('"action":"sessions.upsert"');
   });
 
+  it('tells nothing of rows that the database refuses', async () => {
+    const file = path('refused.jsonl');
+    await done(['export', file, '--tenant', little], appUrl());
+    await runSql(
+      other.owner,
+      `create function refuse() returns trigger language plpgsql as $$ begin raise exception 'not %', new.resource; end $$;
+       create trigger refuse before insert on audit_events for each row execute function refuse()`,
+    );
+    const run = start(['import', file, '--tenant', `t-${randomUUID()}`]);
+    expect(await run.ended).to.equal(1);
+    await runSql(other.owner, 'drop function refuse cascade');
+    expect(run.err())
+      .to.contain(`code: 'P0001'`)
+      .and.to.match(/stack: .*\n? .*at /);
+    expect(run.err()).to.not.contain('sessions/1');
+  });
+
   it('writes a file that only its owner may read, compressed or to a pipe just the same', async () => {
     const file = path('packed.jsonl.gz');
     await done(['export', file, '--tenant', little], appUrl());

@@ -1,5 +1,6 @@
 import { Command } from 'commander';
 import { databaseUrlOf } from '../config.ts';
+import { UserError } from '../errors.ts';
 import { directOption } from './options.ts';
 
 interface Options {
@@ -16,8 +17,15 @@ export function migrateCommand(): Command {
     .addOption(directOption())
     .action(async ({ directDatabaseUrl }: Options) => {
       const url = directDatabaseUrl ?? databaseUrlOf(process.env);
-      const [{ migrate }, { withClient }] = await Promise.all([import('../db/migrate.ts'), import('../preflight.ts')]);
-      const applied = await withClient(url, () => migrate(url));
+      const [{ migrate }, { withClient }, { sqlState }] = await Promise.all([
+        import('../db/migrate.ts'),
+        import('../preflight.ts'),
+        import('../db/failure.ts'),
+      ]);
+      const applied = await withClient(url, () => migrate(url)).catch((error) => {
+        if (error instanceof UserError || !sqlState(error)) throw error;
+        throw new UserError(`the schema stays as it was: ${error.message}`); // it speaks of tables, not of rows
+      });
       for (const file of applied) console.log(`applied ${file}`);
       if (applied.length === 0) console.log('nothing to apply');
     });
@@ -27,10 +35,9 @@ export function migrateCommand(): Command {
     .addOption(directOption())
     .action(async ({ directDatabaseUrl }: Options) => {
       const url = directDatabaseUrl ?? databaseUrlOf(process.env);
-      const [{ readSchemaState, schemaFault }, { withClient }, { UserError }] = await Promise.all([
+      const [{ readSchemaState, schemaFault }, { withClient }] = await Promise.all([
         import('../db/migrate.ts'),
         import('../preflight.ts'),
-        import('../errors.ts'),
       ]);
       const state = await withClient(url, (client) => readSchemaState((sql) => client.query(sql)));
       console.log(`schema version ${state.version}, needed ${state.known}`);

@@ -172,6 +172,18 @@ describe('the intake', () => {
       }
     });
 
+    it('gives back what a message of a stream held when it is there, while the stream stays open', async () => {
+      const name = Buffer.alloc(1.5 * MIB, 'x'); // it comes back twice
+      const length = Buffer.from([0x80, 0x80, 0x60]); // 1.5 MiB, as a varint
+      const request = framed(Buffer.concat([Buffer.from([0x0a]), length, name, Buffer.from([0x3a, 0])])); // host, list_services
+      for (let i = 0; i * name.length <= MOST_OF_CONNECTION; i++) {
+        const stream = open({ ':path': '/grpc.reflection.v1.ServerReflection/ServerReflectionInfo' });
+        stream.write(request);
+        const [headers] = await once(stream, 'response');
+        expect(headers['grpc-status'], `stream ${i} ${headers['grpc-message']}`).to.equal(undefined);
+      }
+    });
+
     it('gives back what a connection held when it goes', async () => {
       const bytes = framed(Buffer.alloc(MOST)).subarray(0, -1);
       for (let round = 0; round < 8; round++) {

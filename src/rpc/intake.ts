@@ -30,9 +30,10 @@ export interface Assembly {
 
 /**
  * Puts messages together as grpc-js does, but in one buffer each, that grows with what has come: kept as they come, the parts of
- * a message in frames of one byte hold seventy times as much. `hold` is told what it has grown to before it does.
+ * a message in frames of one byte hold seventy times as much. `hold` is told what it has grown to before it does, and `whole`
+ * when it is there.
  */
-export function assembly(most: number, hold: (bytes: number) => void): Assembly {
+export function assembly(most: number, hold: (bytes: number) => void, whole = () => {}): Assembly {
   let message = NOTHING;
   let filled = 0;
 
@@ -59,23 +60,24 @@ export function assembly(most: number, hold: (bytes: number) => void): Assembly 
 
   return {
     write(bytes) {
-      const whole: Buffer[] = [];
+      const messages: Buffer[] = [];
       for (let at = 0; at < bytes.length; ) {
         // Nearly every request is there at once.
         const end = filled === 0 && bytes.length - at >= HEAD ? at + sizeOf(bytes, at) : Number.POSITIVE_INFINITY;
         if (end <= bytes.length) {
-          whole.push(Buffer.from(bytes.subarray(at, end)));
+          messages.push(Buffer.from(bytes.subarray(at, end)));
           at = end;
           continue;
         }
         at = fill(filled < HEAD ? HEAD : sizeOf(message, 0), bytes, at);
         if (filled >= HEAD && filled === sizeOf(message, 0)) {
-          whole.push(message);
+          messages.push(message);
           message = NOTHING;
           filled = 0;
+          whole();
         }
       }
-      return whole;
+      return messages;
     },
   };
 }
@@ -117,6 +119,7 @@ export function intake(
     const { stream } = incoming;
     const session = stream.session!; // when the stream has ended it is not known any more
     let held = 0;
+    let first = true;
     const ofConnection = () => ofConnections.get(session) ?? 0;
     const book = (bytes: number) => {
       all += bytes - held;
@@ -129,7 +132,8 @@ export function intake(
       if (ofConnection() + more > MOST_OF_CONNECTION || all + more > MOST_OF_ALL) {
         throw refuse(incoming, exhausted('TOO_MANY_BYTES', 'too much is being received at once', 1000));
       }
-      if (held === 0) {
+      if (first) {
+        first = false;
         stream.once('close', () => book(0));
         if (!open) void known(incoming);
       }
@@ -141,12 +145,13 @@ export function intake(
     const incoming = call as unknown as Incoming;
     const { stream } = incoming;
     const hold = ledger(incoming, path.startsWith('/grpc.')); // health and reflection are for anybody
-    incoming.decoder = assembly(most, hold);
+    // The messages of a stream are handed on one by one, and a single one is kept as long as its call.
+    incoming.decoder = assembly(most, hold, requestStream ? () => hold(0) : undefined);
     if (incoming.incomingEncoding !== 'identity') {
       const unpack = incoming.decompressMessage.bind(incoming);
       incoming.decompressMessage = async (message, encoding) => {
         const unpacked = await unpackOne(async () => unpack(message, encoding));
-        hold(message.length + unpacked.length);
+        if (!requestStream) hold(message.length + unpacked.length);
         return unpacked;
       };
     }

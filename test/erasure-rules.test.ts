@@ -1,7 +1,7 @@
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
-import { receiptOf } from '../src/erasures/receipt.ts';
+import { readKeyring } from '../src/db/keyring.ts';
 import { type Erasure, Erasure_State } from '../src/gen/memory/v1/erasure.ts';
 import { Member_Role, TenantPolicies_Membership } from '../src/gen/memory/v1/tenant.ts';
 import type { RunningServer } from '../src/server.ts';
@@ -203,8 +203,19 @@ describe('erasures', function () {
     const file = await folder.fileOf(await folder.exported(tenant, appUrl()));
     const done = await ended(await erase('user'));
     expect(done).to.deep.include({ userId: '', waitingFor: '', state: DONE });
-    const { text, sha256 } = done.receipt!;
-    expect(receiptOf(text, '')).to.include({ sha256 });
+    const lasted = done.finishTime!.seconds - done.createTime!.seconds;
+    expect(lasted, 'streams admitted before, and calls, may write for so long').to.be.at.least(10 + 2 * 3);
+    const { text, sha256, signature } = done.receipt!;
+    expect(createHash('sha256').update(text).digest('hex')).to.equal(sha256);
+    const [event] = await tenantSql(tenant, `select metadata from audit_events where action = 'users.erased'`);
+    expect(event.metadata, 'the chain of events vouches for it').to.deep.equal({ receipt_sha256: sha256 });
+    const keyring = await readKeyring(process.env.MEMORYD_TEST_KEY_FILE!);
+    for (const [signed, right] of [
+      [text, true],
+      [`${text} `, false],
+    ] as const) {
+      expect(keyring.verifies(['erasure', tenant, 'dev'], signed, signature)).to.equal(right);
+    }
     const told = JSON.parse(text);
     expect(told).to.include({ erasure_id: done.id, tenant_id: tenant, env: 'dev' });
     expect(told.removed).to.include({ tenant_members: 1, threads: 1, messages: 1, llm_requests: 1, profile_merges: 1 });

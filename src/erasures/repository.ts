@@ -234,10 +234,13 @@ const LOCK = query<ErasureRow & { now: Timestamp; events: number }>(`
 const FINISH = change<ErasureRow>(`
   with done as (
     update erasures set state = ${DONE}, user_id = null, pseudonym = null, waiting_for = '', worker = null, due_time = null,
-      finish_time = $12::timestamptz, receipt = $13, signature = $14, renamed = $15::jsonb
+      finish_time = $12::timestamptz, receipt = $13::text, signature = $14, renamed = $15::jsonb
     where tenant_id = $1 and env = $2 and id = $11::uuid
     returning id
-  ), ${audited('users.erased', 'done', { resource: `'erasures/' || id` })}
+  ), ${audited('users.erased', 'done', {
+    resource: `'erasures/' || id`,
+    metadata: `jsonb_build_object('receipt_sha256', encode(sha256(convert_to($13::text, 'UTF8')), 'hex'))`,
+  })}
   select id from done`);
 
 /** Ends an erasure with its receipt, which `sign` makes of what it has come to. Nothing happens if another worker has it. */

@@ -114,6 +114,23 @@ describe('an erasure', function () {
     }
   }
 
+  /** What others do with a person, each with an answer that is kept. */
+  async function nameThem(person: string): Promise<void> {
+    const { admin, artifact, profile, usage } = living[0]!.client;
+    const once = () => ({ requestId: randomUUID() });
+    await profile.updateProfile({ profile: { products: ['bell'] } }, as('cat'));
+    await profile.mergeProfiles({ fromUserId: person, intoUserId: 'cat', ...once() }, as('admin'));
+    await admin.putMember({ member: { userId: person, role: 1 }, ...once() }, as('admin'));
+    const budget = { scope: 3 as const, subject: person, period: 2 as const, costLimit: '5' };
+    await usage.setBudget({ budget, ...once() }, as('admin'));
+    const commit = {
+      ...{ projectId: 'documents', artifactKey: 'read by others', profileVersion: 1, finalOutput: 'done' },
+      ...{ sections: [{ sectionId: 'given back by ben', revision: 1 }], reviewers: [person] },
+      approvals: [{ approver: person, verdict: 1 as const, comment: 'good' }],
+    };
+    await artifact.commitArtifact({ ...commit, ...once() }, as('cat'));
+  }
+
   it('leaves nothing of a person anywhere, in the middle of traffic, killed and gone on with, and touches nothing of others', async () => {
     const [content, id, shared] = [word(), word(), word()];
     const [ann, boss] = [`ann-${word()}`, `admin-${word()}`];
@@ -124,8 +141,9 @@ describe('an erasure', function () {
     await addMembers([theirs, others].flatMap((each) => [each, { ...each, user: each.admin, role: 2 }]));
     await addMembers([{ tenant, env: 'dev', user: 'cat' }]);
     const [{ client }] = living as [Server];
-    await plant(client, theirs, { content, id, shared }, requestIdsOf());
+    const planted = await plant(client, theirs, { content, id, shared }, requestIdsOf());
     await plant(client, others, { content: word(), id: word() }, requestIdsOf());
+    await nameThem(ann);
     for (const sql of [
       `insert into message_streams values ($1, 'dev', gen_random_uuid(), gen_random_uuid(), 1, $2, null, gen_random_uuid(), 0, now() + interval '1 hour')`,
       `insert into thread_readings values ($1, 'dev', gen_random_uuid(), $2, 1, false)`,
@@ -135,7 +153,8 @@ describe('an erasure', function () {
     // All that the planting left to do is done: snapshots are in the store, and who left is erased.
     const busy = `select from snapshots where upload_state <> 2 union all select from erasures where finish_time is null`;
     await until(async () => (await tenantSql(tenant, busy)).length === 0);
-    const words = [content, id, ann, boss];
+    const { sessionId, turningSessionId, messageId, bundleId } = planted;
+    const words = [content, id, ann, boss, sessionId, turningSessionId, messageId, bundleId];
     expect((await rowsWith(words)).filter((row) => row.includes('unpacked'))).to.not.be.empty;
     expect(await filesWith(folder, words)).to.not.be.empty;
     const before = await dump(others);

@@ -21,8 +21,8 @@ export interface Redacted {
   metadata: unknown;
 }
 
-/** Kinds of resources that are nobody's own: of these only the person's name goes. */
-const SHARED = /^(projects|tenants|members|budgets|handoffs)\//;
+/** Kinds of resources that are nobody's own: of these only the person's name goes. A budget of a session is the session's. */
+const SHARED = /^(projects|tenants|members|handoffs|budgets(?!\/4\/))\//;
 const DENIED = '2';
 
 export function redacted(event: ChainedEvent, erased: Erased): Redacted {

@@ -52,14 +52,17 @@ const entries = (each: string, filter = 'true') => `(
 const cameOtherwise = `not ${finds('e', `$.source.${MERGED}`)}`;
 
 /** Columns that hold a name get another one in its place. */
-const renamed = (table: string, columns: string[], more: Partial<Step> = {}): Step => ({
-  table,
-  where: `(${columns.map((column) => `t.${column} = $3`).join(' or ')})`,
-  set: Object.fromEntries(
-    columns.map((column) => [column, `case when t.${column} = $3 then h.pseudonym else t.${column} end`]),
-  ),
-  ...more,
-});
+const renamed = (table: string, columns: string[], { set = {}, also }: Partial<Step> = {}): Step => {
+  const names = columns.map((column) => [column, `case when t.${column} = $3 then h.pseudonym else t.${column} end`]);
+  const where = `(${columns.map((column) => `t.${column} = $3`).join(' or ')})`;
+  return { table, where, set: { ...Object.fromEntries(names), ...set }, ...(also && { also }) };
+};
+
+// By its session the person could be found in what callers have logged.
+const OF_ANOTHERS_SESSION = {
+  session_id: `(
+      select s.id from sessions s where s.tenant_id = $1 and s.env = $2 and s.id = t.session_id and s.user_id <> $3)`,
+};
 
 /** The fields of stored results that name users. */
 const NAMES =
@@ -187,8 +190,8 @@ export const STEPS: Step[] = [
   renamed('memory_versions', ['created_by']),
   renamed('project_profiles', ['created_by', 'updated_by']),
   renamed('project_profile_versions', ['created_by'], { also: REWRITTEN }),
-  renamed('project_inputs', ['created_by', 'updated_by'], { also: REWRITTEN }),
-  renamed('draft_revisions', ['created_by'], { also: REWRITTEN }),
+  renamed('project_inputs', ['created_by', 'updated_by'], { set: OF_ANOTHERS_SESSION, also: REWRITTEN }),
+  renamed('draft_revisions', ['created_by'], { set: OF_ANOTHERS_SESSION, also: REWRITTEN }),
   // A lock of theirs ends.
   {
     table: 'drafts',
@@ -201,7 +204,7 @@ export const STEPS: Step[] = [
     },
   },
   renamed('drafts', ['created_by', 'updated_by'], { also: REWRITTEN }),
-  renamed('artifacts', ['created_by'], { also: REWRITTEN }),
+  renamed('artifacts', ['created_by'], { set: OF_ANOTHERS_SESSION, also: REWRITTEN }),
   {
     table: 'artifacts',
     where: `(t.reviewers ? $3 or ${finds('t.approvals', '$[*] ? (@.approver == $u)')})`,

@@ -11,6 +11,7 @@ import { type Bar, barOf, barTable, roundedRow, table } from './report.ts';
 import { type Contestant, runGroup } from './rounds.ts';
 import { measureDev, measureServe } from './startup.ts';
 import { measureSweep } from './sweep.ts';
+import { measureUsage, type UsageRow } from './usage.ts';
 import { type Database, makeDatabase, makeWorld, type World } from './world.ts';
 
 const QUICK = { rounds: 3, barRounds: 9, ms: 300, starts: 3 };
@@ -38,6 +39,7 @@ interface Options {
   json?: string;
   svg?: string;
   profile?: string;
+  usage?: string;
 }
 
 const program = new Command('bench')
@@ -48,12 +50,13 @@ const program = new Command('bench')
   .option('--json <file>', 'Writes the bars and rows to the file.')
   .option('--svg <file>', 'Draws the rows into the file.')
   .option('--profile <file>', 'Only profiles the server under GetSession, as a .cpuprofile.')
+  .option('--usage <calls>', 'Only tells usage of so many calls of models, which it makes: 10000000 take half an hour.')
   .action(bench);
 
 const progress = (line: string) =>
   process.stderr.write(`${((performance.now() / 1000) | 0).toString().padStart(4)} s  ${line}\n`);
 
-async function bench({ quick, full, peers, json, svg, profile }: Options): Promise<void> {
+async function bench({ quick, full, peers, json, svg, profile, usage }: Options): Promise<void> {
   if (peers && !hasPeers())
     program.error('The peers are not installed. Install them with: npm ci --prefix bench/peers');
   const effort = quick ? QUICK : PATIENT;
@@ -71,6 +74,7 @@ async function bench({ quick, full, peers, json, svg, profile }: Options): Promi
     process.once(signal, () => undo().finally(() => process.exit(1)));
   try {
     const database = await makeDatabase(world, 'memoryd_bench');
+    if (usage) return console.log(usageTable(await measureUsage(database, Number(usage), progress)));
     const field = await startField(children, world, database, { large, threads }, progress);
     const ours = field.get('memoryd')!;
     if (profile) return await profileGetSession(world, ours, profile);
@@ -97,6 +101,9 @@ async function bench({ quick, full, peers, json, svg, profile }: Options): Promi
     await undo();
   }
 }
+
+const usageTable = (rows: UsageRow[]): string =>
+  rows.map(({ told, rows: count, ms }) => `| ${told} | ${count} | ${ms.toFixed(ms < 10 ? 1 : 0)} ms |`).join('\n');
 
 /** So that V8 has compiled what is called much. */
 async function warmUp({ postgresCpu }: World, ours: Contestant): Promise<void> {

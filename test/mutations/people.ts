@@ -83,8 +83,8 @@ export const PEOPLE: Mutant[] = [
   mutant(
     'a merge forgets where values came from',
     'src/profiles/merges.ts',
-    ', origin: saidIn(before) };',
-    ' };',
+    'origin: saidIn(before),',
+    '',
     'profile-merges',
   ),
   mutant(

@@ -205,7 +205,34 @@ async function checkUsage(
     told!.requests === wanted.length && told!.cost === cost,
     () => `${wanted.length} calls came to ${cost}, and are told as ${told!.requests} that came to ${told!.cost}`,
   );
+  for (const { grain, day, told, counted } of await rows(RECOUNT))
+    check(
+      false,
+      () => `the sums of grain ${grain} and ${day} hold ${told ?? 0} of ${counted ?? 0} calls, or another cost`,
+    );
 }
+
+// By grain and day what the sums hold, beside the calls that are in them: where the two differ.
+const RECOUNT = `
+  with counted as (
+    select g.grain, g.subject, (create_time at time zone 'UTC')::date as day, g.user_id, g.project_id, provider, model,
+      count(*) as requests, sum(total_tokens) as tokens, sum(cost) as cost
+    from llm_requests r cross join lateral (values
+      (1, '', '', ''),
+      (2, r.project_id, '', ''),
+      (3, r.user_id, '', r.project_id),
+      (4, coalesce(r.session_id::text, ''), r.user_id, r.project_id)
+    ) g (grain, subject, user_id, project_id)
+    where tenant_id = $1 and folded
+    group by 1, 2, 3, 4, 5, 6, 7
+  ), told as (
+    select grain, subject, day, user_id, project_id, provider, model, requests, total_tokens as tokens, cost
+    from usage_rollups where tenant_id = $1
+  )
+  select grain, day::text as day, t.requests::int as told, c.requests::int as counted
+  from told t full join counted c using (grain, subject, day, user_id, project_id, provider, model)
+  where (t.requests, t.tokens, t.cost) is distinct from (c.requests, c.tokens, c.cost)
+  order by grain, day limit 20`;
 
 /** Its revisions are a chain, each told to one change, and its state is what the changes make in the order of the chain. */
 function checkSession(

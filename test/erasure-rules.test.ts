@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
+import pg from 'pg';
 import { readKeyring } from '../src/db/keyring.ts';
 import { type Erasure, Erasure_State } from '../src/gen/memory/v1/erasure.ts';
 import { Member_Role, TenantPolicies_Membership } from '../src/gen/memory/v1/tenant.ts';
@@ -245,5 +246,43 @@ describe('erasures', function () {
     expect((await client.profile.getProfile({}, as('user'))).profile!.name).to.equal(undefined);
     const { messages } = await append('user', client, 'mine');
     expect(messages[0]!.seq).to.equal(1);
+  });
+});
+
+describe('an erasure that waits for a lock', function () {
+  this.timeout(60_000);
+
+  it('takes no more connections, and lets its server end and another go on at once', async () => {
+    const restore = await useOwnDatabase();
+    const server = await startTestServer({ callTimeout: 3000 });
+    const client = connect(`127.0.0.1:${server.port}`);
+    const tenant = await newTenant(['user', 'admin']);
+    const metadata = metadataOf(headersOf(tenant));
+    await client.conversation.appendMessages({ threadId: 't', messages: [{ role: 1, content: 'x' }] }, metadata);
+    const holder = new pg.Client({ connectionString: ownerUrl() });
+    await holder.connect();
+    await holder.query('begin');
+    await holder.query('select from messages where tenant_id = $1 for update', [tenant]);
+    const { erasure } = await client.admin.eraseUser({ userId: 'user' }, metadataOf(headersOf(tenant, 'admin')));
+    const waiting = `select count(*)::int as n from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+    const waits = async () => (await runSql(ownerUrl(), waiting))[0].n as number;
+    // The step, and the renewal of its claim.
+    await until(async () => (await waits()) === 2);
+    const renewed = Date.now() + 11_000;
+    await until(async () => {
+      expect(await waits()).to.be.at.most(2);
+      return Date.now() > renewed;
+    });
+    client.close();
+    await server.stop();
+    expect(await waits()).to.equal(0);
+
+    const other = await startTestServer({ callTimeout: 3000 });
+    const state = 'select attempts from erasures where id = $1';
+    await until(async () => (await runSql(ownerUrl(), state, [erasure!.id]))[0].attempts === 2);
+    await holder.end();
+    await until(async () => (await tenantSql(tenant, 'select from messages')).length === 0);
+    await other.stop();
+    restore();
   });
 });

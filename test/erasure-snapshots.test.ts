@@ -36,7 +36,7 @@ describe('snapshots of who is erased', function () {
     Object.assign(process.env, S3_ENVIRONMENT);
     restore = await useOwnDatabase();
     s3 = await startS3();
-    server = await startTestServer({ callTimeout: 1000, snapshotStore: storeUrl(s3.storeUrl()) });
+    server = await startTestServer({ callTimeout: 3000, snapshotStore: storeUrl(s3.storeUrl()) });
     ann = `ann-${randomUUID()}`;
     tenant = await newTenant([ann, 'user', 'admin']);
     client = connect(`127.0.0.1:${server.port}`, headersOf(tenant));
@@ -103,7 +103,7 @@ describe('snapshots of who is erased', function () {
     const run = memoryd(['rehydrate', ...scope, '--from', s3.storeUrl()], { DATABASE_URL: fresh.app });
     expect(await run.ended, run.err()).to.equal(0);
     expect(run.err()).to.contain(`restored ${after.length} snapshots`);
-    const there = await startTestServer({ callTimeout: 1000 }, undefined, fresh.app);
+    const there = await startTestServer({ callTimeout: 3000 }, undefined, fresh.app);
     const again = connect(`127.0.0.1:${there.port}`, headersOf(tenant));
     const artifacts = await Promise.all(
       [client, again].map(async (each) => {

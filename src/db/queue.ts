@@ -54,15 +54,20 @@ export function rounds(
  */
 export function keeping(seconds: number, keep: () => Promise<boolean>): { lost: AbortSignal; end(): Promise<void> } {
   const lost = new AbortController();
-  let renewal: Promise<void> = Promise.resolve();
+  let renewal: Promise<void> | undefined;
   const timer = setInterval(
     () => {
-      renewal = keep().then(
-        (kept) => {
-          if (!kept) lost.abort();
-        },
-        () => {}, // the database is away: the claim may hold until it is back
-      );
+      // One at a time: it may wait for a lock, with a connection.
+      renewal ??= keep()
+        .then(
+          (kept) => {
+            if (!kept) lost.abort();
+          },
+          () => {}, // the database is away: the claim may hold until it is back
+        )
+        .finally(() => {
+          renewal = undefined;
+        });
     },
     (seconds * 1000) / 3,
   );

@@ -30,7 +30,7 @@ const CLAIM_SECONDS = 15;
 /** After so long the next tenant has its turn. */
 const SLICE_MS = 10_000;
 /** How long it leaves a transaction of before to itself that may still write an audit event. */
-const HORIZON_SECONDS = 2;
+const HORIZON_SECONDS = 5;
 /** How long it waits at most before it looks again whether snapshots are stored anew. */
 const STORE_SECONDS = 60;
 
@@ -67,21 +67,18 @@ export function startErasures(connectionString: string | undefined, erasing: Era
   };
 }
 
-/** Runs in the scope of the tenant and env, or in the user's. */
-type Run = <T>(method: string, work: (tx: TenantTx) => Promise<T>, user?: string) => Promise<T>;
+type Run = <T>(method: string, work: (tx: TenantTx) => Promise<T>) => Promise<T>;
 
 /** Goes on with one erasure of a tenant and env as far as that goes now. False if none is due. */
 async function eraseNext(erasing: Erasing, scope: Scope, ending: AbortSignal): Promise<boolean> {
   const { database, log } = erasing;
-  const run: Run = (method, work, user = '') =>
-    transaction(
-      database,
-      { ...scope, user },
-      serviceStamp(method),
-      { deadline: Date.now() + LIMIT_MS },
-      { repeatable: true },
-      work,
-    );
+  const running =
+    (of: Scope, signal?: AbortSignal): Run =>
+    (method, work) => {
+      const limits = { deadline: Date.now() + LIMIT_MS, signal };
+      return transaction(database, of, serviceStamp(method), limits, { repeatable: true }, work);
+    };
+  const run = running(scope);
 
   const worker = uuidv7();
   const claimed = await run('erasures.claim', (tx) => claimErasure(tx, worker, CLAIM_SECONDS));
@@ -94,7 +91,9 @@ async function eraseNext(erasing: Erasing, scope: Scope, ending: AbortSignal): P
     run('erasures.put_off', (tx) => putOffErasure(tx, claim, what, seconds));
   try {
     const over = AbortSignal.any([ending, kept.lost]);
-    const pause = await erase(erasing, { ...scope, user: userId }, claim, run, over);
+    const theirs = { ...scope, user: userId };
+    const runs = { run: running(scope, over), runAsUser: running(theirs, over) };
+    const pause = await erase(erasing, theirs, claim, runs, over);
     if (pause) await putOff(pause.what, pause.seconds ?? Math.min(STORE_SECONDS, waitSeconds(attempts)));
     else log.info(about, 'erased');
   } catch (error) {
@@ -118,7 +117,7 @@ async function erase(
   { database, keyring, settledMs }: Erasing,
   scope: Scope,
   claim: Claim,
-  run: Run,
+  { run, runAsUser }: { run: Run; runAsUser: Run },
   over: AbortSignal,
 ): Promise<Pause | undefined> {
   const look = () => run('erasures.look', (tx) => outlookOf(tx, claim.id, settledMs / 1000));
@@ -130,7 +129,7 @@ async function erase(
     for (const step of STATEMENTS) {
       for (let n = 1; n > 0; count += n) {
         if (over.aborted || (count > 0 && Date.now() > until)) return { what: '', seconds: 0 };
-        n = await run('erasures.step', (tx) => takeStep(tx, step, claim), scope.user);
+        n = await runAsUser('erasures.step', (tx) => takeStep(tx, step, claim));
       }
     }
     if (count > 0) continue;

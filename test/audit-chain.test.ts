@@ -347,11 +347,11 @@ describe('the chain of the audit trail', () => {
       await forgetInAudit(chaining, scope, { user: pseudonym, pseudonym: `erased-${randomUUID()}` });
       const left = await runSql(
         ownerUrl(),
-        `select min(salts) = max(salts) as same, min(salts) = decode(repeat('00', 32), 'hex') as empty from audit_blocks
+        `select distinct encode(salts, 'hex') = repeat('00', 32) as empty from audit_blocks
          where tenant_id = $1 and kind = 2 and block_no <= 6`,
         [scope.tenant],
       );
-      expect(left).to.deep.equal([{ same: true, empty: true }]);
+      expect(left).to.deep.equal([{ empty: true }]);
       await expectSound(chaining, scope);
     });
 

@@ -6,7 +6,7 @@ import type { AuditEvent, WatchAuditEventsResponse } from '../src/gen/memory/v1/
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import { Member_Role } from '../src/gen/memory/v1/tenant.ts';
 import type { RunningServer } from '../src/server.ts';
-import { EVENT } from './fixtures/audit.ts';
+import { EVENT, settled } from './fixtures/audit.ts';
 import { type Tape, watchAudit } from './fixtures/live.ts';
 import {
   allPages,
@@ -55,7 +55,9 @@ describe('watches of the audit trail', () => {
   };
   const watched = (request: object = {}, via = clients[0]!, headers = admin) => watchAudit(via, headers, request);
   /** What can be told now, of all that is wanted. */
-  const toNow = async (tape: Tape<WatchAuditEventsResponse>) => {
+  const toNow = async (...[request, via, headers]: Parameters<typeof watched>) => {
+    for (const env of ['', 'dev']) await settled({ tenant, env });
+    const tape = watched(request, via, headers);
     await tape.until(isBookmark);
     tape.cancel();
     return tape.all;
@@ -83,10 +85,10 @@ describe('watches of the audit trail', () => {
 
   it('go on after any response of an earlier watch, through another server, without a gap or a double', async () => {
     for (let i = 0; i < 6; i++) await append(`t${i}`);
-    const all = idsOf(await toNow(watched()));
+    const all = idsOf(await toNow());
     expect(all.length).to.be.greaterThan(6);
-    for (const [i, { resumeToken }] of (await toNow(watched())).entries()) {
-      const rest = await toNow(watched({ resumeToken }, clients[i % 2]));
+    for (const [i, { resumeToken }] of (await toNow()).entries()) {
+      const rest = await toNow({ resumeToken }, clients[i % 2]);
       expect(idsOf(rest)).to.deep.equal(all.slice(i + 1));
     }
   });
@@ -131,7 +133,9 @@ describe('watches of the audit trail', () => {
       await holder.query(EVENT, [tenant, 'dev', late, 'user', 'step', 'sessions/s', {}]);
       for (let i = 0; i < 4; i++) await append('t', 'user', clients[i % 2]);
       // A bookmark of now stands before the one that is held open, not after it.
-      const { resumeToken } = (await toNow(watched({ fromNow: true })))[0]!;
+      const now = watched({ fromNow: true });
+      const { resumeToken } = await now.until(isBookmark);
+      now.cancel();
       await holder.query('commit');
       const after = watched({ resumeToken }, clients[1]);
       for (const tape of [...tapes, after]) {
@@ -182,9 +186,9 @@ describe('watches of the audit trail', () => {
     await clients[0]!.admin.updateTenant({ tenant: { tenantId: tenant, displayName: 'x' } }, service());
     await append('mine');
     await append('theirs', 'other');
-    const own = eventsOf(await toNow(watched({}, clients[0], headersOf(tenant))));
+    const own = eventsOf(await toNow({}, clients[0], headersOf(tenant)));
     expect(own.map(({ resource }) => resource)).to.deep.equal(['threads/mine']);
-    const all = eventsOf(await toNow(watched()));
+    const all = eventsOf(await toNow());
     expect(all.map(({ env, resource }) => `${env} ${resource}`)).to.deep.equal([
       'dev members/admin',
       ` tenants/${tenant}`,
@@ -227,7 +231,7 @@ describe('watches of the audit trail', () => {
       apart: { filter: { traceId, actor: 'user' }, count: 0 },
     };
     for (const [name, { filter, count }] of Object.entries(filters)) {
-      const found = idsOf(await toNow(watched(filter))).sort();
+      const found = idsOf(await toNow(filter)).sort();
       expect(found, name).to.deep.equal(await listed(filter));
       expect(found, name).to.have.length(count);
     }
@@ -243,17 +247,15 @@ describe('watches of the audit trail', () => {
     await client.query('commit');
     await client.end();
     await append('last');
-    const both = await toNow(watched({ action: 'messages.append' }));
+    const both = await toNow({ action: 'messages.append' });
     expect(eventsOf(both).map(({ resource }) => resource)).to.deep.equal(['threads/first', 'threads/last']);
-    expect(
-      idsOf(await toNow(watched({ resumeToken: both.at(-1)!.resumeToken, action: 'messages.append' }))),
-    ).to.deep.equal([]);
-    expect(idsOf(await toNow(watched({ action: 'step' })))).to.have.length(2600);
+    expect(idsOf(await toNow({ resumeToken: both.at(-1)!.resumeToken, action: 'messages.append' }))).to.deep.equal([]);
+    expect(idsOf(await toNow({ action: 'step' }))).to.have.length(2600);
   });
 
   it('refuse a token of another watch, of another user, or of other fields, and one with from_now', async () => {
     await append();
-    const { resumeToken } = (await toNow(watched({ action: 'messages.append' }))).at(-1)!;
+    const { resumeToken } = (await toNow({ action: 'messages.append' })).at(-1)!;
     for (const [request, headers] of [
       [{ resumeToken }, admin],
       [{ resumeToken, action: 'messages.append' }, headersOf(tenant)],

@@ -102,9 +102,12 @@ export interface ListAuditEventsRequest {
   pageToken: string;
   /** Optional. Only what this caller did: a user, or a service that acted for users. At most 128 characters. */
   actor: string;
-  /** Optional. Only events of the call with this trace id, at most 64 characters. */
+  /**
+   * Optional. Only events of the call with this trace id, at most 64 characters. In a long trail name a time as well: events
+   * are looked through for it.
+   */
   traceId: string;
-  /** Optional. Only events of the call with this request_id, a UUID. */
+  /** Optional. Only events of the call with this request_id, a UUID. Likewise. */
   callRequestId: string;
 }
 

@@ -5,7 +5,8 @@ import { direct } from './footprint.ts';
 import { quantile } from './quantile.ts';
 import type { Arena, Scenario } from './scenario.ts';
 
-/** Calls under way at most, and so callers that the server can serve. */
+/** Calls under way at most, and of these of one tenant: so many callers the server can serve. */
+const LIMIT = 84;
 const SERVED = 64;
 const TIMES = 10;
 const CONNECTIONS = 10;
@@ -58,7 +59,7 @@ async function load(clients: Clients[], callers: number, ms: number): Promise<Me
 
 async function run(arena: Arena) {
   const postgres = direct(await arena.startPostgres());
-  const server = await arena.startServer({ postgres, flags: ['--max-in-flight', String(SERVED)] });
+  const server = await arena.startServer({ postgres, flags: ['--max-in-flight', String(LIMIT)] });
   const headers = headersOf(await newTenant(['user'], {}, postgres.ownerUrl));
   // One connection each, as if they were processes.
   const clients = Array.from({ length: CONNECTIONS }, (_, n) =>

@@ -74,7 +74,7 @@ const COUNTS = `case b.scope when ${TENANT} then true when ${PROJECT} then r.pro
     when ${USER} then r.user_id = b.subject else r.session_id = b.session_id end`;
 
 /**
- * The budgets of a condition over `b`, with what was spent: the sums of the period's days, and the calls that are in none of
+ * The budgets of a condition over `b`, which may end in an order and a limit, with what was spent: the sums of the period's days, and the calls that are in none of
  * them yet, which are read once for all, and no older ones than the periods are. A budget's scope is the grain of its sums.
  */
 const statuses = (which: string, order: string): string => `
@@ -234,7 +234,11 @@ export async function whyNotChanged(
 }
 
 const LIST = query<StatusRow>(
-  `${statuses(`${VISIBLE} and ($5::smallint is null or (b.scope, b.subject, b.period) > ($5, $6::text, $7::smallint))`, 'scope, subject, period')} limit $8::int`,
+  statuses(
+    `${VISIBLE} and ($5::smallint is null or (b.scope, b.subject, b.period) > ($5, $6::text, $7::smallint))
+    order by b.scope, b.subject, b.period limit $8::int`,
+    'scope, subject, period',
+  ),
 );
 
 export async function listBudgets(

@@ -2,6 +2,7 @@ import type { ServerProcess } from '../fixtures/process.ts';
 import { connect, headersOf } from '../support.ts';
 import { checkAftermath } from './aftermath.ts';
 import { startSealing } from './chain.ts';
+import { checkErasure } from './erasure.ts';
 import { QUOTAS, startLoad } from './load.ts';
 import type { Arena, Postgres, Scenario } from './scenario.ts';
 
@@ -40,7 +41,10 @@ export const crash: Scenario = {
       ...(await checkAftermath(load.ledger, load.tenant, clients, postgres.ownerUrl)),
       ...(await chain.verified()),
     };
-    return { kills: count, ...kills, ...figures };
+    const victim = arena.random.pick(['server', 'Postgres', 'both'] as const);
+    const strike = () => kill(arena, postgres, servers, victim);
+    const erased = await checkErasure(load.tenant, servers[0]!.address, postgres.ownerUrl, strike);
+    return { kills: count, ...kills, ...figures, ...erased };
   },
 };
 

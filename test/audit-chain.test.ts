@@ -258,8 +258,12 @@ describe('the chain of the audit trail', () => {
     await threeBlocks();
     await plantEvents(scope, 1);
     expect(await refused(sealPlace(forger(), scope))).to.be.instanceOf(UnknownHead);
-    await events(`update audit_blocks set signature = 'x' where block_no = $3`, 3);
-    expect(await refused(sealPlace(chaining, scope))).to.be.instanceOf(UnknownHead);
+    await events(`update audit_blocks set signature = $4 where block_no = $3`, 3, `${chaining.keyring.newest}.x`);
+    expect((await refused(sealPlace(chaining, scope))).message).to.match(/ has a bad signature$/);
+    await events(`update audit_blocks set signature = 'lost.x' where block_no = $3`, 3);
+    const refusal = await refused(sealPlace(chaining, scope));
+    expect(refusal).to.be.instanceOf(UnknownHead);
+    expect(refusal.message).to.match(/ is not signed with a key of the key file: it names lost$/);
     expect(await findings()).to.deep.equal([{ blockNo: 3, ...unknown }]);
   });
 

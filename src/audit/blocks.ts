@@ -69,9 +69,11 @@ export function chained<T>(
       );
     }
     if (newest && !keyring.verifies(signing(scope), head.hash.toString('hex'), head.signature)) {
-      throw new UnknownHead(
-        `block ${head.blockNo} of the audit trail of ${scope.tenant}/${scope.env} is not signed with a key of the key file`,
-      );
+      const [id = 'none'] = /^[a-z0-9]{1,16}(?=\.)/.exec(head.signature) ?? [];
+      const why = keyring.knows(head.signature)
+        ? 'has a bad signature'
+        : `is not signed with a key of the key file: it names ${id}`;
+      throw new UnknownHead(`block ${head.blockNo} of the audit trail of ${scope.tenant}/${scope.env} ${why}`);
     }
     return work(tx, head);
   });

@@ -44,6 +44,7 @@ export const crash: Scenario = {
     const victim = arena.random.pick(['server', 'Postgres', 'both'] as const);
     const strike = () => kill(arena, postgres, servers, victim);
     const erased = await checkErasure(load.tenant, servers[0]!.address, postgres.ownerUrl, strike);
+    await chain.verified(); // still, after the erasure
     return { kills: count, ...kills, ...figures, ...erased };
   },
 };

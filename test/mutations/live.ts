@@ -68,8 +68,8 @@ export const LIVE: Mutant[] = [
   mutant(
     'a member who is removed watches on',
     'src/rpc/implement.ts',
-    'if (Date.now() - admitted > ADMISSION_MS) {',
-    'if (false) {',
+    'if (Date.now() - admitted <= ADMISSION_MS) return;',
+    'return;',
     'watch-servers',
   ),
   mutant(

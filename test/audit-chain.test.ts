@@ -306,33 +306,62 @@ describe('the chain of the audit trail', () => {
       await threeBlocks();
       await plantEvents(scope, 1, {
         resource: 'members/other',
-        metadata: { from_user_id: 'other', list: ['other', 1] },
+        metadata: { from_user_id: 'other', into_user_id: 'third' },
       });
       await plantEvents(scope, 1, {
         user: 'other',
         resource: 'threads/my diary',
         metadata: { holder: 'mine', count: 2 },
       });
-      await plantEvents({ ...scope, env: '' }, 1, { user: 'other', resource: `tenants/${scope.tenant}` });
+      await plantEvents(scope, 1, { resource: 'budgets/3/other/2' });
+      await plantEvents(scope, 1, { resource: 'profiles/other' });
       await sealed(chaining, scope);
-      expect(await forget()).to.deep.equal({ events: 9, complete: true });
+      expect(await forget()).to.deep.equal({ events: 10, complete: true });
       await expectSound(chaining, scope);
-      await expectSound(chaining, { ...scope, env: '' });
       const rows = await runSql(
         ownerUrl(),
         `select e::text as row, resource, metadata from audit_events e where tenant_id = $1 order by id`,
         [scope.tenant],
       );
       expect(rows.filter(({ row }) => /other|diary|mine/.test(row))).to.deep.equal([]);
-      expect(rows.slice(-3).map(({ resource, metadata }) => [resource, metadata])).to.deep.equal([
-        [`members/${pseudonym}`, { from_user_id: pseudonym, list: [pseudonym, 1] }],
+      expect(rows.slice(-4).map(({ resource, metadata }) => [resource, metadata])).to.deep.equal([
+        [`members/${pseudonym}`, { from_user_id: pseudonym, into_user_id: 'third' }],
         [`threads/${pseudonym}`, { count: 2 }],
-        [`tenants/${scope.tenant}`, { count: 1 }],
+        [`budgets/3/${pseudonym}/2`, { count: 1 }],
+        [`profiles/${pseudonym}`, { count: 1 }],
       ]);
       expect(await forget()).to.deep.equal({ events: 0, complete: true });
       await plantEvents(scope, 1);
       await sealed(chaining, scope);
       await expectSound(chaining, scope);
+    });
+
+    it('leaves alone what others named alike, and who did something to the tenant itself', async () => {
+      const alike = [
+        { resource: 'projects/other/memories/m', metadata: { other: 1, holder: 'other' } },
+        { resource: 'projects/p/drafts/other/other' },
+        { resource: 'budgets/2/other/2' },
+        { user: 'other', resource: 'projects/other/drafts/other', metadata: { other: 1 } },
+      ];
+      for (const one of alike) await plantEvents(scope, 1, one);
+      await plantEvents({ ...scope, env: '' }, 1, { user: 'other', resource: `tenants/${scope.tenant}` });
+      await sealed(chaining, scope);
+      expect(await forget()).to.deep.equal({ events: 1, complete: true });
+      await expectSound(chaining, scope);
+      const rows = await runSql(
+        ownerUrl(),
+        'select user_id, actor, resource, metadata from audit_events where tenant_id = $1 order by id',
+        [scope.tenant],
+      );
+      expect(rows.map(({ resource }) => resource)).to.deep.equal([
+        ...alike.map(({ resource }) => resource),
+        `tenants/${scope.tenant}`,
+      ]);
+      expect(rows[0].metadata).to.deep.equal(alike[0]!.metadata);
+      expect(rows.slice(-2).map((row) => [row.user_id, row.actor])).to.deep.equal([
+        [pseudonym, pseudonym],
+        ['other', 'other'],
+      ]);
     });
 
     it('has no salt left by which what was erased could be guessed', async () => {

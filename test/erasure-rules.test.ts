@@ -5,6 +5,7 @@ import pg from 'pg';
 import { readKeyring } from '../src/db/keyring.ts';
 import { type Erasure, Erasure_State } from '../src/gen/memory/v1/erasure.ts';
 import { Member_Role, TenantPolicies_Membership } from '../src/gen/memory/v1/tenant.ts';
+import { Budget_Period, Budget_Scope } from '../src/gen/memory/v1/usage.ts';
 import type { RunningServer } from '../src/server.ts';
 import { importFile, transferFolder } from './fixtures/transfer.ts';
 import {
@@ -194,6 +195,11 @@ describe('erasures', function () {
     await client.project.putMemory(fact, as('user'));
     const requestId = randomUUID();
     await client.project.putMemory({ ...fact, value: 'w', requestId }, as('other'));
+    await client.project.putMemory({ ...fact, projectId: 'user' }, as('other'));
+    for (const scope of [Budget_Scope.PROJECT, Budget_Scope.USER]) {
+      const budget = { scope, subject: 'user', period: Budget_Period.DAY, tokenLimit: 9 };
+      await client.usage.setBudget({ budget, requestId: randomUUID() }, as('admin'));
+    }
     const put = await client.profile.updateProfile({ profile: { name: 'Ann', products: ['bike'] } }, as('user'));
     expect(put.profile!.name).to.equal('Ann');
     await client.profile.updateProfile({ profile: { products: ['car'] } }, as('other'));
@@ -229,6 +235,15 @@ describe('erasures', function () {
     expect(memory!.createdBy).to.match(/^erased-[0-9a-f-]{36}$/);
     const replayed = await client.project.putMemory({ ...fact, value: 'w', requestId }, as('other'));
     expect(replayed.memory).to.include({ version: 2, createdBy: memory!.createdBy });
+    const alike = `select resource from audit_events where user_id <> 'user' and resource ~ '^(projects/user|budgets)/' order by id`;
+    const [inProject, ...ofBudgets] = await tenantSql(tenant, alike);
+    expect(inProject.resource, 'a project of the same name').to.match(/^projects\/user\/memories\//);
+    expect(ofBudgets.map(({ resource }) => resource)).to.deep.equal([
+      'budgets/2/user/1',
+      `budgets/3/${memory!.createdBy}/1`,
+    ]);
+    const budgets = `select result -> 0 ->> 'subject' as subject from requests where method = 'UsageService/SetBudget' order by create_time`;
+    expect(await tenantSql(tenant, budgets)).to.deep.equal([{ subject: 'user' }, { subject: memory!.createdBy }]);
     const { profile } = await client.profile.getProfile({}, as('other'));
     expect(profile).to.deep.include({ name: undefined, products: ['car'] });
     expect((await failure(client.profile.undoMergeProfiles({ mergeId }, as('admin')))).code).to.equal(NOT_FOUND);

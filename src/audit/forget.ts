@@ -13,17 +13,17 @@ import {
   START,
   saltAt,
 } from './chain.ts';
-import { type Erased, redacted } from './redact.ts';
+import { type Erased, NAMING_FIELDS, redacted, resourcesNaming } from './redact.ts';
 import { sealPlace } from './seal.ts';
 
 const SCANNED = 5000;
 
-// Theirs, or such as name them: as who acted, in the resource, or as any text of the metadata.
+// Theirs, or such as name them where events name users. $7 are the resources that do.
 const NAMING = query<{ xid: string; id: string; last: boolean; named: boolean }>(`
   with scanned as materialized (
     select e.xid, e.id, row_number() over (order by e.xid desc, e.id desc) = 1 as last,
-      e.user_id = $6 or e.actor = $6 or strpos('/' || e.resource || '/', '/' || $6 || '/') > 0
-        or strpos(e.metadata::text, to_jsonb($6::text)::text) > 0 is true as named
+      e.user_id = $6 or e.actor = $6 or e.resource = any ($7::text[])
+        or ${NAMING_FIELDS.map((field) => `e.metadata ->> '${field}' = $6`).join(' or ')} as named
     from (
       select * from audit_events e
       where e.tenant_id = $1 and e.env = $2 and (e.xid, e.id) > ($4::xid8, $5::uuid)
@@ -65,9 +65,10 @@ export interface Forgotten {
 }
 
 /**
- * Replaces what the audit events of a tenant and env, and those of the tenant itself, hold of a user by a pseudonym, block by
- * block, in a transaction each. For each block a signed one follows that tells what the events say now, and what could tell
- * what they said is destroyed: the chain verifies as before. It can be interrupted at any point, and done again.
+ * Replaces what the audit events of a tenant and env hold of a user by a pseudonym, block by block, in a transaction each. For
+ * each block a signed one follows that tells what the events say now, and what could tell what they said is destroyed: the
+ * chain verifies as before. It can be interrupted at any point, and done again. The events of the tenant itself (env '') tell
+ * what its operators did, and no admin of an env takes their names away.
  */
 export async function forgetInAudit(
   chaining: Chaining,
@@ -75,31 +76,25 @@ export async function forgetInAudit(
   erased: Erased,
   signal?: AbortSignal,
 ): Promise<Forgotten> {
-  const total: Forgotten = { events: 0, complete: true };
-  for (const env of ['', scope.env]) {
-    const place = { tenant: scope.tenant, env };
-    await sealPlace(chaining, place, signal);
-    for (let position = START; ; ) {
-      signal?.throwIfAborted();
-      const db = reader(chaining.database, { ...place, user: '' }, { deadline: Date.now() + 60_000, signal });
-      const found = await db.query(NAMING, [position.xid, position.id, erased.user]);
-      const named = found.filter((event) => event.named);
-      if (named.length > 0) {
-        const done = await chained(chaining, place, signal, (tx, head) => forgetIn(chaining, tx, head, named, erased));
-        if (!done) {
-          total.complete = false;
-          break;
-        }
-        total.events += done.events;
-        position = done.upto;
-      } else {
-        const last = found.at(-1);
-        if (!last) break;
-        position = last;
-      }
+  await sealPlace(chaining, scope, signal);
+  const resources = resourcesNaming(erased.user);
+  let events = 0;
+  for (let position = START; ; ) {
+    signal?.throwIfAborted();
+    const db = reader(chaining.database, { ...scope, user: '' }, { deadline: Date.now() + 60_000, signal });
+    const found = await db.query(NAMING, [position.xid, position.id, erased.user, resources]);
+    const named = found.filter((event) => event.named);
+    if (named.length > 0) {
+      const done = await chained(chaining, scope, signal, (tx, head) => forgetIn(chaining, tx, head, named, erased));
+      if (!done) return { events, complete: false };
+      events += done.events;
+      position = done.upto;
+    } else {
+      const last = found.at(-1);
+      if (!last) return { events, complete: true };
+      position = last;
     }
   }
-  return total;
 }
 
 /** In the block of the first of these events. Undefined if none has sealed it yet. */

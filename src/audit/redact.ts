@@ -1,3 +1,4 @@
+import { Budget_Period, Budget_Scope } from '../gen/memory/v1/usage.ts';
 import type { ChainedEvent } from './chain.ts';
 
 // What is left of an event when a person is erased: the pseudonym, what was done, when, with which figures, and to which
@@ -25,6 +26,22 @@ export interface Redacted {
 const SHARED = /^(projects|tenants|members|handoffs|budgets(?!\/4\/))\//;
 const DENIED = '2';
 
+// The places of an event that name users, beside whose it is and who acted. Everywhere else the same text is another's name: a
+// project's id, a section's, a key or a word.
+const RESOURCES = [
+  (user: string) => `members/${user}`,
+  (user: string) => `profiles/${user}`,
+  ...[Budget_Period.DAY, Budget_Period.MONTH].map(
+    (period) => (user: string) => `budgets/${Budget_Scope.USER}/${user}/${period}`,
+  ),
+];
+
+/** The resources that name a user. */
+export const resourcesNaming = (user: string): string[] => RESOURCES.map((named) => named(user));
+
+/** The fields of metadata that name users. */
+export const NAMING_FIELDS = ['from_user_id', 'into_user_id'];
+
 export function redacted(event: ChainedEvent, erased: Erased): Redacted {
   const { id, resource, sessionId, requestId, traceId } = event;
   const metadata = event.metadata === null ? null : JSON.parse(event.metadata);
@@ -32,7 +49,7 @@ export function redacted(event: ChainedEvent, erased: Erased): Redacted {
     id,
     user_id: event.userId,
     actor: event.actor === erased.user ? erased.pseudonym : event.actor,
-    resource: renamedPath(resource, erased),
+    resource: RESOURCES.find((named) => named(erased.user) === resource)?.(erased.pseudonym) ?? resource,
     session_id: sessionId,
     request_id: requestId,
     trace_id: traceId,
@@ -51,16 +68,10 @@ export function redacted(event: ChainedEvent, erased: Erased): Redacted {
   };
 }
 
-// Users choose their ids, which may hold slashes themselves.
-const renamedPath = (path: string, { user, pseudonym }: Erased): string =>
-  `/${path}/`.replaceAll(`/${user}/`, `/${pseudonym}/`).slice(1, -1);
-
-function renamedIn(value: unknown, erased: Erased): unknown {
-  const named = (text: string) => (text === erased.user ? erased.pseudonym : text);
-  if (typeof value === 'string') return named(value);
-  if (Array.isArray(value)) return value.map((element) => renamedIn(element, erased));
-  if (typeof value !== 'object' || value === null) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [named(key), renamedIn(inner, erased)]));
+function renamedIn(metadata: unknown, { user, pseudonym }: Erased): unknown {
+  if (typeof metadata !== 'object' || metadata === null) return metadata;
+  const naming = ([key, value]: [string, unknown]) => NAMING_FIELDS.includes(key) && value === user;
+  return Object.fromEntries(Object.entries(metadata).map((entry) => [entry[0], naming(entry) ? pseudonym : entry[1]]));
 }
 
 /** Counts and the like, and why something was refused, which are words of ours. */

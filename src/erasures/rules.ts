@@ -66,10 +66,12 @@ const OF_ANOTHERS_SESSION = {
 
 /** The fields of stored results that name users. */
 const NAMES =
-  'user_id userId created_by createdBy updated_by updatedBy actor subject from_user_id fromUserId into_user_id intoUserId'.split(
+  'user_id userId created_by createdBy updated_by updatedBy actor from_user_id fromUserId into_user_id intoUserId'.split(
     ' ',
   );
 const NAMED = `$.** ? (${NAMES.map((name) => `@.${name} == $u`).join(' || ')})`;
+
+const BUDGET_OF = '$[*] ? (@.scope == 3 && @.subject == $u)';
 
 const { PENDING, STORED } = Snapshot_UploadState;
 
@@ -183,6 +185,17 @@ export const STEPS: Step[] = [
     table: 'requests',
     where: finds('t.result', NAMED),
     set: { result: `rename_in(t.result, '{${NAMES}}', $3, h.pseudonym)` },
+  },
+  // A budget's subject is a user in its scope only.
+  {
+    table: 'requests',
+    where: finds('t.result', BUDGET_OF),
+    set: {
+      result: `(
+        select jsonb_agg(case when jsonb_path_exists(b, '${BUDGET_OF}', jsonb_build_object('u', $3::text))
+          then jsonb_set(b, '{subject}', to_jsonb(h.pseudonym)) else b end order by n)
+        from jsonb_array_elements(t.result) with ordinality a (b, n))`,
+    },
   },
 
   renamed('budgets', ['updated_by']),

@@ -1604,8 +1604,8 @@ export const AdminServiceDefinition = {
     /**
      * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
      * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
-     * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
-     * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+     * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
+     * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
      */
     eraseUser: {
       name: "EraseUser",
@@ -1726,8 +1726,8 @@ export const AdminServiceService = {
   /**
    * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
    * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
-   * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
-   * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
+   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
    */
   eraseUser: {
     path: "/memory.v1.AdminService/EraseUser" as const,
@@ -1795,8 +1795,8 @@ export interface AdminServiceServer extends UntypedServiceImplementation {
   /**
    * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
    * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
-   * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
-   * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
+   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
    */
   eraseUser: handleUnaryCall<EraseUserRequest, EraseUserResponse>;
   /** Gets an erasure: how far it is, and its receipt when it is done. */
@@ -1913,8 +1913,8 @@ export interface AdminServiceClient extends Client {
   /**
    * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
    * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
-   * projects, stay, and name a pseudonym that nothing resolves. If it is under way already: that erasure. `NOT_FOUND` if
-   * nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
+   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
    */
   eraseUser(
     request: EraseUserRequest,

@@ -205,6 +205,8 @@ describe('erasures', function () {
     await client.profile.updateProfile({ profile: { products: ['car'] } }, as('other'));
     const names = { fromUserId: 'user', intoUserId: 'other' };
     const { mergeId } = await client.profile.mergeProfiles(names, as('admin'));
+    const update = { profile: { services: ['repair'] }, requestId: randomUUID() };
+    expect((await client.profile.updateProfile(update, as('other'))).profile!.name).to.equal('Ann');
 
     const folder = transferFolder();
     const file = await folder.fileOf(await folder.exported(tenant, appUrl()));
@@ -246,6 +248,8 @@ describe('erasures', function () {
     expect(await tenantSql(tenant, budgets)).to.deep.equal([{ subject: 'user' }, { subject: memory!.createdBy }]);
     const { profile } = await client.profile.getProfile({}, as('other'));
     expect(profile).to.deep.include({ name: undefined, products: ['car'] });
+    const updated = await failure(client.profile.updateProfile(update, as('other')));
+    expect(updated, 'what is kept for replays forgets as well').to.include({ code: NOT_FOUND, reason: 'DELETED' });
     expect((await failure(client.profile.undoMergeProfiles({ mergeId }, as('admin')))).code).to.equal(NOT_FOUND);
     const usage = (await client.usage.getUsage({ groupBy: [3] }, as('admin'))).usage;
     expect(usage.map(({ requests }) => requests)).to.deep.equal([2]);
@@ -261,6 +265,43 @@ describe('erasures', function () {
     expect((await client.profile.getProfile({}, as('user'))).profile!.name).to.equal(undefined);
     const { messages } = await append('user', client, 'mine');
     expect(messages[0]!.seq).to.equal(1);
+  });
+
+  it('follow what others took over, also where a merge carries it on meanwhile', async () => {
+    await client.profile.updateProfile({ profile: { name: 'Ann' } }, as('user'));
+    const merge = (fromUserId: string, intoUserId: string) =>
+      client.profile.mergeProfiles({ fromUserId, intoUserId }, as('admin'));
+    await merge('user', 'other');
+    const holder = new pg.Client({ connectionString: ownerUrl() });
+    await holder.connect();
+    await holder.query('begin');
+    const lock = (table: string) => holder.query(`lock table ${table} in share row exclusive mode`);
+    await lock('profile_merges');
+    await holder.query('savepoint early');
+    await lock('handoffs');
+    const waiting = (statement: string) =>
+      until(async () => {
+        const sql = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and strpos(query, $1) > 0`;
+        return (await runSql(ownerUrl(), sql, [statement])).length > 0;
+      });
+    const erasure = await erase('user');
+    await waiting('select t.ctid from handoffs t');
+    const merging = merge('other', 'third');
+    await waiting('insert into profile_merges');
+    await holder.query('rollback to savepoint early');
+    await waiting('select t.ctid from profiles t');
+    await holder.end();
+    await merging;
+    await ended(erasure);
+    const { profile } = await client.profile.getProfile({}, as('third'));
+    expect(profile!.name).to.equal(undefined);
+    for (const table of ['profiles', 'profile_changes', 'profile_merges']) {
+      const rows = await tenantSql(tenant, `select t::text as row from ${table} t`);
+      expect(
+        rows.filter(({ row }) => row.includes('Ann')),
+        table,
+      ).to.deep.equal([]);
+    }
   });
 });
 

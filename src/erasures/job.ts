@@ -127,9 +127,11 @@ async function erase(
     await fold(database, scope);
     let count = 0;
     for (const step of STATEMENTS) {
-      for (let n = 1; n > 0; count += n) {
+      for (let more = true; more; ) {
         if (over.aborted || (count > 0 && Date.now() > until)) return { what: '', seconds: 0 };
-        n = await runAsUser('erasures.step', (tx) => takeStep(tx, step, claim));
+        const { seen, taken } = await runAsUser('erasures.step', (tx) => takeStep(tx, step, claim));
+        count += seen;
+        more = taken > 0;
       }
     }
     if (count > 0) continue;

@@ -183,26 +183,35 @@ const counted = (column: string, kind: string, n: string) => `counted as (
     returning 1
   )`;
 
-/** The statement that takes a step with a batch of rows, and counts them. */
-export function statementOf({ table, where, set, batch = BATCH, also }: Step): Statement<{ n: number }> {
-  const column = also?.column ?? 'tenant_id';
-  const these = 't.tenant_id = $1 and t.env = $2 and t.ctid = any (array(select ctid from found))';
-  return query(`
-  with ${HELD}, found as materialized (
-    select t.ctid from ${table} t
-    where t.tenant_id = $1 and t.env = $2 and ${where} and exists (select from held)
-    limit ${batch} for update of t
-  ), done as (
-    ${set ? `update ${table} t set ${assigned(set)} from held h where ${these}` : `delete from ${table} t where ${these}`}
-    returning t.${column}
-  ), ${also ? `${also.cte}, ` : ''}${counted(set ? 'renamed' : 'removed', table, '(select count(*) from done)')}
-  select count(*)::int as n from found`);
+export interface Taken {
+  /** Rows that the statement's snapshot showed: as long as it shows any, the erasure is not done. */
+  seen: number;
+  /** Those that could be taken: not what was changed meanwhile, in which case it may be elsewhere by now. */
+  taken: number;
 }
 
-/** Takes a step with a batch of rows. Resolves to how many there were: one that was changed meanwhile is left to the next. */
-export async function takeStep(tx: TenantTx, statement: Statement<{ n: number }>, { id, worker }: Claim) {
+/** The statement that takes a step with a batch of rows, and counts them. */
+export function statementOf({ table, where, once, set, batch = BATCH, also }: Step): Statement<Taken> {
+  const column = also?.column ?? 'tenant_id';
+  const these = (rows: string) => `t.tenant_id = $1 and t.env = $2 and t.ctid = any (array(select ctid from ${rows}))`;
+  return query(`
+  with ${HELD}, seen as materialized (
+    select t.ctid from ${table} t
+    where t.tenant_id = $1 and t.env = $2 and ${where} and exists (select from held)
+    limit ${batch}
+  ), found as materialized (
+    select t.ctid from ${table} t where ${these('seen')} and ${where}${once ? ` and ${once}` : ''} for update of t
+  ), done as (
+    ${set ? `update ${table} t set ${assigned(set)} from held h where ${these('found')}` : `delete from ${table} t where ${these('found')}`}
+    returning t.${column}
+  ), ${also ? `${also.cte}, ` : ''}${counted(set ? 'renamed' : 'removed', table, '(select count(*) from done)')}
+  select (select count(*)::int from seen) as seen, (select count(*)::int from done) as taken`);
+}
+
+/** Takes a step with a batch of rows. */
+export async function takeStep(tx: TenantTx, statement: Statement<Taken>, { id, worker }: Claim): Promise<Taken> {
   const [row] = await tx.final(statement, [id, worker]);
-  return row!.n;
+  return row!;
 }
 
 const LOOK = query<Outlook>(`

@@ -11,6 +11,8 @@ export interface Step {
   where: string;
   /** New values by column. Without, the rows go. */
   set?: Record<string, string>;
+  /** What must hold for them to be taken. Until then they stay, and the erasure goes on. */
+  once?: string;
   /** Where rows take along thousands of others. */
   batch?: number;
   /** What else the statement does with the rows, as a CTE over `done`, and the column that this needs of them. */
@@ -50,6 +52,33 @@ const ACTED = '** ? (@.actor == $u)';
 const entries = (each: string, filter = 'true') => `(
       select coalesce(jsonb_agg(${each} order by n), '[]') from jsonb_array_elements(t.entries) with ordinality a (e, n) where ${filter})`;
 const cameOtherwise = `not ${finds('e', `$.source.${MERGED}`)}`;
+
+/** What others took over from the user's profile, wherever it may have come to since. */
+const TAKEN_OVER: Step[] = [
+  {
+    table: 'profiles',
+    where: finds('t.entries', `$[*].source.${MERGED}`),
+    set: {
+      entries: entries('e', cameOtherwise),
+      email_key: `case when exists (select from jsonb_array_elements(t.entries) a (e) where e ->> 'field' = 'email' and not ${cameOtherwise}) then '' else t.email_key end`,
+      merge_id: 'null',
+      revision: 't.revision + 1',
+      update_time: 'clock_timestamp()',
+    },
+  },
+  {
+    table: 'profile_changes',
+    where: `(${finds('t.source', `$.${MERGED}`)} or ${finds('t.previous_source', `$.${MERGED}`)})`,
+  },
+  // Also from before a merge of theirs that can be undone.
+  {
+    table: 'profile_merges',
+    where: `t.from_user_id <> $3 and (${finds('t.from_entries', `$[*].source.${MERGED}`)} or ${finds('t.into_entries', `$[*].source.${MERGED}`)})`,
+    set: { from_entries: 'null', into_entries: 'null' },
+  },
+  // Results kept for replays hold whole profiles.
+  { table: 'requests', where: finds('t.result', `$.**.${MERGED}`), set: { result: `'[{"gone": true}]'` } },
+];
 
 /** Columns that hold a name get another one in its place. */
 const renamed = (table: string, columns: string[], { set = {}, also }: Partial<Step> = {}): Step => {
@@ -133,29 +162,16 @@ export const STEPS: Step[] = [
   { table: 'usage_rollups', where: 't.grain = 3 and t.subject = $3' },
   { table: 'usage_rollups', where: `t.grain = 4 and ${OWN}` },
 
-  // What other profiles took over from this one as long as that can be told, also before a merge of theirs that can be undone.
   { table: 'profiles', where: OWN },
-  {
-    table: 'profile_changes',
-    where: `(${finds('t.source', `$.${MERGED}`)} or ${finds('t.previous_source', `$.${MERGED}`)})`,
-  },
-  {
-    table: 'profiles',
-    where: finds('t.entries', `$[*].source.${MERGED}`),
-    set: {
-      entries: entries('e', cameOtherwise),
-      email_key: `case when exists (select from jsonb_array_elements(t.entries) a (e) where e ->> 'field' = 'email' and not ${cameOtherwise}) then '' else t.email_key end`,
-      merge_id: 'null',
-      revision: 't.revision + 1',
-      update_time: 'clock_timestamp()',
-    },
-  },
+  ...TAKEN_OVER,
+  // Others may merge on, and undo, while values are looked for: they are found by these merges until one look finds none anywhere.
   {
     table: 'profile_merges',
-    where: `t.from_user_id <> $3 and (${finds('t.from_entries', `$[*].source.${MERGED}`)} or ${finds('t.into_entries', `$[*].source.${MERGED}`)})`,
-    set: { from_entries: 'null', into_entries: 'null' },
+    where: '$3 in (t.from_user_id, t.into_user_id)',
+    once: TAKEN_OVER.map(
+      ({ table, where }) => `not exists (select from ${table} t where t.tenant_id = $1 and t.env = $2 and ${where})`,
+    ).join(' and '),
   },
-  { table: 'profile_merges', where: '$3 in (t.from_user_id, t.into_user_id)' },
   { table: 'email_matches', where: unmatched('t') },
   {
     table: 'profiles',

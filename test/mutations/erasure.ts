@@ -24,6 +24,13 @@ export const ERASURE: Mutant[] = [
     'erasure-rules',
   ),
   mutant(
+    'an erasure forgets by what merges values are found while one carries them on',
+    'src/erasures/repository.ts',
+    'once ? ` and ${once}`',
+    'once ? ``',
+    'erasure-rules',
+  ),
+  mutant(
     'an import brings back who was erased',
     'src/transfer/import.ts',
     'await refuseErased(target, header, file);',

@@ -387,6 +387,91 @@ describe('quotas', () => {
       await append('t', [say('x'.repeat(1000))]);
     });
 
+    it('count what is copied, not the request that asks for it', async () => {
+      const CONTENT_SIZE = 20_000;
+      const LIMIT = 10 * CONTENT_SIZE;
+      const content = 'x'.repeat(CONTENT_SIZE);
+      const section = { projectId: 'p', sectionId: 's' };
+      const key = { projectId: 'p', key: 'k' };
+      const target = { targetThreadId: 'u', createTarget: true, allowRepeat: true };
+      const selection = { selection: { $case: 'lastN' as const, value: 1 } };
+      /** Of each: what there is to copy, and what copies it so many times over. */
+      const copying: Record<string, { times: number; prepare(): Promise<() => Promise<unknown>> }> = {
+        'SaveBundle, ForwardBundle of it': {
+          times: 1,
+          async prepare() {
+            await append('t', [say(content)]);
+            const { bundle } = await client.memory.saveBundle({ sourceThreadId: 't', selection });
+            const source = { $case: 'bundleId' as const, value: bundle!.id };
+            return () => client.memory.forwardBundle({ source, ...target });
+          },
+        },
+        'ForwardBundle of messages': {
+          times: 2,
+          async prepare() {
+            await append('t', [say(content)]);
+            const source = { $case: 'inline' as const, value: { sourceThreadId: 't', selection } };
+            return () => client.memory.forwardBundle({ source, ...target });
+          },
+        },
+        RestoreMemory: {
+          times: 1,
+          async prepare() {
+            await client.project.putMemory({ ...key, value: content });
+            return () => client.project.restoreMemory({ ...key, version: 1 });
+          },
+        },
+        RestoreDraft: {
+          times: 1,
+          async prepare() {
+            const { lock } = await client.artifact.lockSection({ ...section, holder: 'h' });
+            const { fencingToken } = lock!;
+            await client.artifact.saveDraft({ ...section, fencingToken, content });
+            return () => client.artifact.restoreDraft({ ...section, fencingToken, revision: 1 });
+          },
+        },
+      };
+      for (const [name, { times, prepare }] of Object.entries(copying)) {
+        await bounded({ max_stored_bytes: LIMIT });
+        const copy = await prepare();
+        let refused: Failure | undefined;
+        for (let copies = 0; !refused && copies < 20; copies++)
+          await copy().catch((error) => {
+            refused = failureOf(error);
+          });
+        expectQuota(refused!, 'max_stored_bytes', LIMIT, name);
+        const stored = await contentOf();
+        expect(stored, name).to.be.within(LIMIT - 200, LIMIT + times * (CONTENT_SIZE + 1000));
+        clients.forEach((one) => one.close());
+      }
+    });
+
+    /** What the tenant's content comes to. */
+    async function contentOf(): Promise<number> {
+      const sums = Object.entries(CONTENT).map(
+        ([table, columns]) =>
+          `(select coalesce(sum(${columns.join(' + ')}), 0)::int from ${table} where tenant_id = $1)`,
+      );
+      const [row] = await tenantSql(tenant, `select ${sums.join(' + ')} as bytes`, [tenant]);
+      return row.bytes;
+    }
+
+    it('count nothing of what is told again or fails, and each message as large as it is', async () => {
+      await bounded({ max_stored_bytes: 20_000 });
+      const requestId = randomUUID();
+      const large = [say('x'.repeat(6000), 'c')];
+      for (let n = 0; n < 5; n++) await append('t', large, { requestId });
+      for (let n = 0; n < 5; n++) await append('t', large);
+      for (let n = 0; n < 5; n++)
+        expect(await failure(append('t', [say('y'.repeat(6000), 'c')]))).to.include({ code: status.ALREADY_EXISTS });
+      await append('t', [say('x'.repeat(6000))]);
+      await append(
+        't',
+        Array.from({ length: 35 }, () => say('x')),
+      );
+      expectQuota(await failure(append('t', [say('x'.repeat(600))])), 'max_stored_bytes', 20_000);
+    });
+
     it('are asked by each method that adds content', () => {
       const others = RPCS.filter(({ name, mutating }) => mutating && !ADDING.has(name)).map(({ name }) => name);
       for (const name of others) {

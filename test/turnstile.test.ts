@@ -159,7 +159,7 @@ describe('the turnstile', () => {
 
   it('adds what came to be stored to what was measured, and begins anew with the next measure', () => {
     const stores = (bytes: number, stored: { bytes: number; time: number }) =>
-      gate.store(identity('a', { maxStoredBytes: 1000 }, stored), bytes);
+      gate.store(identity('a', { maxStoredBytes: 1000 }, stored), bytes).full;
     const first = { bytes: 400, time: 1 };
     expect(stores(500, first)).to.equal(undefined);
     const full = stores(101, first)!;
@@ -172,6 +172,35 @@ describe('the turnstile', () => {
     expect(stores(1, first)).to.be.instanceOf(RpcError);
     expect(stores(200, { bytes: 800, time: 2 })).to.equal(undefined);
     expect(stores(1, { bytes: 800, time: 2 })).to.be.instanceOf(RpcError);
-    expect(gate.store(identity('a'), 10_000), 'without the quota').to.equal(undefined);
+    expect(stores(1, first), 'who knows only the measure before is no new measure').to.be.instanceOf(RpcError);
+    expect(gate.store(identity('a'), 10_000).full, 'without the quota').to.equal(undefined);
+  });
+
+  it('puts what a call really stored in the place of its request, also when it was measured meanwhile', () => {
+    const storing = (bytes: number, stored = { bytes: 0, time: 1 }) =>
+      gate.store(identity('a', { maxStoredBytes: 1000 }, stored), bytes);
+    const room = (stored?: { bytes: number; time: number }) => {
+      for (let bytes = 1000; bytes > 0; bytes--) {
+        const { full, end } = storing(bytes, stored);
+        end(0);
+        if (!full) return bytes;
+      }
+      return 0;
+    };
+    const replay = storing(600);
+    expect(room()).to.equal(400);
+    replay.end(0);
+    expect(room(), 'it stored nothing').to.equal(1000);
+    storing(10).end(700);
+    expect(room(), 'it copied').to.equal(300);
+    const refused = storing(301);
+    expect(refused.full).to.be.instanceOf(RpcError);
+    refused.end(0);
+    expect(room()).to.equal(300);
+    const slow = storing(200);
+    const second = { bytes: 700, time: 2 };
+    expect(room(second)).to.equal(300);
+    slow.end(250);
+    expect(room(second)).to.equal(50);
   });
 });

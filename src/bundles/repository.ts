@@ -67,7 +67,7 @@ const insertBundle = (from: string) => `bundle as (
     insert into bundles (tenant_id, env, id, user_id, source_thread_id, source_project_id, messages, message_count, byte_size, create_time, expire_time)
     select $1, $2, id, $3, source_thread_id, source_project_id, messages, message_count, byte_size, create_time, expire_time
     from ${from}
-    returning id, source_thread_id, source_project_id, message_count, create_time, expire_time
+    returning id, source_thread_id, source_project_id, message_count, byte_size, create_time, expire_time
   )`;
 
 export interface BundleRow {
@@ -82,8 +82,13 @@ export interface BundleRow {
 export const bundleFromRow = (row: BundleRow): Bundle =>
   Bundle.fromPartial({ ...row, expireTime: row.expireTime ?? undefined } as object);
 
+/** A bundle as it was just stored, or copied from. */
+interface StoredBundle extends BundleRow {
+  byteSize: number;
+}
+
 const saveStatement = (choice: Choice) =>
-  change<BundleRow>(`
+  change<StoredBundle>(`
   with ${contentOf(choice)}, ${insertBundle('content')},
   ${audited('bundles.save', 'bundle', {
     resource: `'bundles/' || id`,
@@ -128,7 +133,7 @@ function sourceValues(source: BundleSource): Value[] {
   return [uuidv7(), sourceThreadId, sourceProjectId, selectionValue(selection, tokenCounts), expireTime, ttlSeconds];
 }
 
-export async function saveBundle(tx: TenantTx, source: BundleSource): Promise<BundleRow[]> {
+export async function saveBundle(tx: TenantTx, source: BundleSource): Promise<StoredBundle[]> {
   return tx.final(SAVE[source.selection.selection!.$case], sourceValues(source));
 }
 
@@ -207,7 +212,8 @@ const forwardStatement = (bundle: string, saving: string) =>
     from content, target where $21 is not null
     returning id
   ), ${touchSessions('target')}, outcome as materialized (
-    select content.id, content.source_thread_id, content.source_project_id, content.message_count, content.create_time, content.expire_time,
+    select content.id, content.source_thread_id, content.source_project_id, content.message_count, content.byte_size,
+      content.create_time, content.expire_time,
       l.first_seq, l.last_seq, l.repeated, (select id from handed) as handoff_id
     from content, (select first_seq, last_seq, false as repeated from landed union all select first_seq, last_seq, true from prior) l
   ), ${audited('bundles.forward', 'outcome', {
@@ -217,7 +223,7 @@ const forwardStatement = (bundle: string, saving: string) =>
   })}, ${requested('outcome')}
   select * from outcome`);
 
-export interface ForwardRow extends BundleRow {
+export interface ForwardRow extends StoredBundle {
   firstSeq: number;
   lastSeq: number;
   repeated: boolean;
@@ -227,7 +233,7 @@ export interface ForwardRow extends BundleRow {
 const FORWARD_INLINE = each((choice) => forwardStatement(contentOf(choice), insertBundle('saved')));
 const FORWARD_SAVED = forwardStatement(
   `content as materialized (
-    select id, source_thread_id, source_project_id, message_count, create_time, expire_time, messages from bundles
+    select id, source_thread_id, source_project_id, message_count, byte_size, create_time, expire_time, messages from bundles
     where tenant_id = $1 and env = $2 and user_id = $3 and id = $11::uuid and (expire_time is null or expire_time > now())
       and $12::text is null and $13::text is null and $14::jsonb is null and $15::timestamptz is null and $16::float8 is null
   )`,

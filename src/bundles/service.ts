@@ -51,6 +51,7 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       if (saved.length === 0) throw await whyNotBundled(call.db, source);
       return saved;
     });
+    call.stored(row!.byteSize);
     call.count('created', 'bundles', 1);
     const bundle = (await getBundle(call.db, row!.id)) ?? bundleFromRow(row!);
     // A replay tells what the first call did: nothing had been forwarded yet.
@@ -76,7 +77,9 @@ export const bundleHandlers: Pick<Handlers<typeof MemoryServiceService>, BundleM
       if (forwarded.length === 0) throw await whyNotForwarded(call.db, forward);
       return forwarded;
     });
-    const { firstSeq, lastSeq, repeated, handoffId } = row!;
+    const { firstSeq, lastSeq, repeated, handoffId, byteSize } = row!;
+    // The copies, and a bundle that was made of them on the way.
+    call.stored(repeated ? 0 : 'bundleId' in forward.source ? byteSize : 2 * byteSize);
     if (!repeated) call.count('forwarded', 'messages', lastSeq - firstSeq + 1);
     return { bundle: bundleFromRow(row!), firstSeq, lastSeq, repeated, handoffId: handoffId ?? '' };
   },

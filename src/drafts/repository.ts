@@ -75,8 +75,13 @@ export async function beforeSave(
   return before;
 }
 
+/** A revision as it was just stored, with what its diffs come to. */
+export interface SavedRevision extends RevisionRow {
+  byteSize: number;
+}
+
 const save = (action: string) =>
-  change<RevisionRow>(`
+  change<SavedRevision>(`
   with saved as (
     update drafts t set revision = t.revision + 1, update_time = greatest(t.update_time, clock_timestamp()), updated_by = $3
     where t.tenant_id = $1 and t.env = $2 and t.project_id = $11 and t.section_id = $12 and ${held('t', '$13::bigint')}
@@ -90,7 +95,7 @@ const save = (action: string) =>
         select p.version from project_profiles p where p.tenant_id = $1 and p.env = $2 and p.project_id = $11), 0),
       $24::uuid, update_time, $3
     from saved
-    returning ${REVISION}
+    returning ${REVISION}, r.byte_size
   ), ${audited(action, 'content', {
     resource: `'projects/' || project_id || '/drafts/' || section_id`,
     session: 'session_id',
@@ -115,7 +120,7 @@ export interface NewRevision extends Section, Content {
 }
 
 /** Makes the revision after `before`, and the new version of the profile. Refuses as `Outdated` if it is not so, or no lock is held, any more. */
-export async function saveRevision(tx: TenantTx, next: NewRevision): Promise<RevisionRow[]> {
+export async function saveRevision(tx: TenantTx, next: NewRevision): Promise<SavedRevision[]> {
   const { profile } = next;
   const values = [
     next.projectId,

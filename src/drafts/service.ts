@@ -1,4 +1,5 @@
 import type { ArtifactServiceService } from '../gen/memory/v1/artifact_service.ts';
+import type { DraftRevision } from '../gen/memory/v1/draft.ts';
 import { hasInputs } from '../inputs/repository.ts';
 import { checkProfile, prepareProfile } from '../projects/put.ts';
 import { inThread } from '../projects/thread.ts';
@@ -21,6 +22,7 @@ import {
   listDrafts,
   listRevisions,
   revisionFromRow,
+  type SavedRevision,
   saveRevision,
 } from './repository.ts';
 import { checkPrompts, checkSources, sourcesText, storedSource } from './sources.ts';
@@ -56,8 +58,7 @@ export const draftHandlers: Pick<Handlers<typeof ArtifactServiceService>, DraftM
     const [row] = await changePrepared(call, request, prepare, (tx, ready) =>
       saveRevision(tx, { ...request, ...given, ...ready, restoredRevision: 0 }),
     );
-    call.count('created', 'draft_revisions', 1);
-    return { revision: revisionFromRow(row!) };
+    return { revision: saved(call, row!, profileChange?.yaml) };
   },
 
   async getDraft(request, call) {
@@ -121,10 +122,15 @@ export const draftHandlers: Pick<Handlers<typeof ArtifactServiceService>, DraftM
     const [row] = await changePrepared(call, request, prepare, (tx, ready) =>
       saveRevision(tx, { ...section, fencingToken, ...ready, restoredRevision: revision, sessionId: '' }),
     );
-    call.count('created', 'draft_revisions', 1);
-    return { revision: revisionFromRow(row!) };
+    return { revision: saved(call, row!) };
   },
 };
+
+function saved(call: Call, row: SavedRevision, profile = ''): DraftRevision {
+  call.stored(row.sizeBytes + row.byteSize + Buffer.byteLength(profile));
+  call.count('created', 'draft_revisions', 1);
+  return revisionFromRow(row);
+}
 
 /** How a new revision differs from the one before. The first differs from nothing, which needs not be told. */
 async function compare(

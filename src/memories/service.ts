@@ -1,5 +1,7 @@
 import { timestampText } from '../db/statement.ts';
+import type { Memory } from '../gen/memory/v1/project_memory.ts';
 import type { ProjectMemoryServiceService } from '../gen/memory/v1/project_memory_service.ts';
+import type { Call } from '../rpc/context.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check, expiryOf } from '../rpc/validate.ts';
 import { checkEmbedding, expectEmbeddable } from './embeddings.ts';
@@ -29,6 +31,15 @@ function checkKey(check: Check, { projectId, key }: Key): void {
   check.text('key', key, KEY_CHARACTERS, 1);
 }
 
+/** What a version takes beside its value and metadata. */
+const VERSION_BYTES = 400;
+
+function saved(call: Call, row: Parameters<typeof memoryFromRow>[0]): Memory {
+  call.stored(Buffer.byteLength(row.value) + Buffer.byteLength(JSON.stringify(row.metadata)) + VERSION_BYTES);
+  call.count('created', 'memory_versions', 1);
+  return memoryFromRow(row);
+}
+
 export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryServiceService> => ({
   async putMemory(request, call) {
     const check = new Check();
@@ -48,8 +59,7 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
       if (saved.length === 0) throw await whyNotPut(call.db, request);
       return saved;
     });
-    call.count('created', 'memory_versions', 1);
-    return { memory: memoryFromRow({ ...row!, value: request.value, metadata }), created: row!.created };
+    return { memory: saved(call, { ...row!, value: request.value, metadata }), created: row!.created };
   },
 
   async getMemory(request, call) {
@@ -145,8 +155,7 @@ export const memoryHandlers = (uses: Uses): Handlers<typeof ProjectMemoryService
       if (saved.length === 0) throw await whyNotSaved(call.db, request, etag);
       return saved;
     });
-    call.count('created', 'memory_versions', 1);
-    return { memory: memoryFromRow({ ...row!, ...(await contentAt(call.db, row!)) }) };
+    return { memory: saved(call, { ...row!, ...(await contentAt(call.db, row!)) }) };
   },
 
   async deleteMemory(request, call) {

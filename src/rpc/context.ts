@@ -55,6 +55,11 @@ export interface Call {
     work: (tx: FinalTx) => Promise<Row[]>,
   ): Promise<Row[]>;
   page(request: PageRequest): Pager;
+  /**
+   * Tells how many bytes of content a change has stored, where that is not about its request: for the quota. What a replay
+   * repeats was stored before.
+   */
+  stored(bytes: number): void;
   /** Counts for the metrics what the call made or read. What a replay repeats was counted before. */
   count(what: Counted, kind: string, n: number): void;
 }
@@ -71,6 +76,7 @@ export interface CallParts {
   changed(scope: Scope): void;
   /** Why nothing may be added, where the tenant has no room left. What was done before is told again all the same. */
   full?: RpcError | undefined;
+  stored(bytes: number): void;
   /** Whom the metadata names: it scopes request ids, also where the user is minted or found only later. */
   requester: string;
 }
@@ -104,6 +110,9 @@ export function makeCall(parts: CallParts): Call {
       const rows = await changeAmongOthers(database, scope, stampOf(parts, request), limits, locks, work, once);
       parts.changed(scope);
       return rows;
+    },
+    stored(bytes) {
+      if (!about.replayed) parts.stored(bytes);
     },
     count(what, kind, n) {
       if (what === 'read' || !about.replayed) parts.count(what, kind, n);

@@ -125,6 +125,7 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
   const entrance = open ? kernel.openStreams : kernel.inFlight;
   const store = (identity: Identity, bytes: number) =>
     ADDING.has(name) ? kernel.turnstile.store(identity, bytes) : undefined;
+  const sizeOf = (call: AnyCall) => ('request' in call ? (call.request?.length ?? 0) : 0);
   const decodeStream = (call: AsyncIterable<Buffer>, { identity }: Call, readmit: () => Promise<void>) =>
     decodeAll(method, call, (bytes) => store(identity, bytes), readmit);
 
@@ -161,6 +162,9 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
         };
         const identity = await admit();
         const leave = kernel.turnstile.enter(identity, open ? 'streams' : 'calls');
+        const storing = store(identity, sizeOf(call));
+        /** As the handler told it; of what is done and was not told it is about the request. */
+        let stored: number | undefined;
         try {
           const { database, keyring, count, changes } = kernel;
           const { traceId } = observed;
@@ -175,10 +179,15 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
             traceId,
             requester: identity.user,
             changed: changes.tell,
-            full: store(identity, 'request' in call ? (call.request?.length ?? 0) : 0),
+            full: storing?.full,
+            stored(bytes) {
+              stored = (stored ?? 0) + bytes;
+            },
           });
           await run(context, admit);
+          stored ??= about.replayed ? 0 : sizeOf(call);
         } finally {
+          storing?.end(stored ?? 0);
           leave();
         }
       } finally {

@@ -56,7 +56,7 @@ const FIND = pointRead<{
   left join tenant_members m on m.tenant_id = t.tenant_id and m.env = $2 and m.user_id = $3
   where t.tenant_id = $1`);
 
-const NOT_MEASURED = { bytes: 0, time: 0 };
+export const NOT_MEASURED = { bytes: 0, time: 0 };
 
 /** Of whom the directory knows nothing. */
 export const NOBODY: Membership = {

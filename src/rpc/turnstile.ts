@@ -2,6 +2,7 @@ import { mayTakeMore } from '../db/fair.ts';
 import type { Identity } from './context.ts';
 import type { RpcError } from './errors.ts';
 import { type InFlight, pushback } from './inflight.ts';
+import { type Membership, NOT_MEASURED } from './membership.ts';
 import { overQuota } from './quotas.ts';
 
 /** What a tenant takes of this server. */
@@ -12,17 +13,25 @@ interface Taken {
   paid: number;
   told: number;
   pushback?: (limit: number) => number;
-  /** What came to be stored since the tenant's content was measured. */
-  measured: number;
+  /** The newest measure of the tenant's content, and what came to be stored since it became known. */
+  measured: Membership['stored'];
   bytes: number;
+}
+
+/** What a call stores of content, until it is known how much that is. */
+export interface Storing {
+  /** Why there is no room for it. */
+  full?: RpcError;
+  /** Puts what was really stored in the place of what was noted. */
+  end(bytes: number): void;
 }
 
 /** Bounds what each tenant takes of this server, as its quotas say and so that others have a part of it. */
 export interface Turnstile {
   /** Lets a call in that has entered, or refuses it. Gives what ends it. */
   enter(identity: Identity, kind: 'calls' | 'streams'): () => void;
-  /** Notes so many bytes that come to be stored. Gives the refusal if the tenant has no room for them. */
-  store(identity: Identity, bytes: number): RpcError | undefined;
+  /** Notes so many bytes that come to be stored, unless the tenant has no room for them. */
+  store(identity: Identity, bytes: number): Storing;
 }
 
 const SECOND_MS = 1000;
@@ -30,6 +39,7 @@ const SECOND_MS = 1000;
 const LATEST_MS = 5000;
 
 const nothing = () => {};
+const FREE: Storing = { end: nothing };
 
 export function turnstile(entrances: { calls: InFlight; streams: InFlight }, clock = Date.now): Turnstile {
   const tenants = new Map<string, Taken>();
@@ -37,7 +47,7 @@ export function turnstile(entrances: { calls: InFlight; streams: InFlight }, clo
   function takenBy(tenant: string): Taken {
     let taken = tenants.get(tenant);
     if (!taken) {
-      taken = { calls: 0, streams: 0, paid: 0, told: 0, measured: 0, bytes: 0 };
+      taken = { calls: 0, streams: 0, paid: 0, told: 0, measured: NOT_MEASURED, bytes: 0 };
       tenants.set(tenant, taken);
     }
     return taken;
@@ -68,12 +78,22 @@ export function turnstile(entrances: { calls: InFlight; streams: InFlight }, clo
 
     store({ tenant, membership: { quotas, stored } }, bytes) {
       const most = quotas.maxStoredBytes;
-      if (!most) return undefined;
+      if (!most) return FREE;
       const taken = takenBy(tenant);
-      if (taken.measured !== stored.time) Object.assign(taken, { measured: stored.time, bytes: 0 });
-      if (stored.bytes + taken.bytes + bytes > most) return overQuota(tenant, 'maxStoredBytes', most);
-      taken.bytes += bytes;
-      return undefined;
+      // What is known of some users may be older than what is known of others.
+      if (stored.time > taken.measured.time) Object.assign(taken, { measured: stored, bytes: 0 });
+      const { measured } = taken;
+      const full = measured.bytes + taken.bytes + bytes > most;
+      let noted = full ? 0 : bytes;
+      taken.bytes += noted;
+      const storing: Storing = {
+        end(really) {
+          // Since then it may have been measured, and what was noted forgotten.
+          taken.bytes += really - (taken.measured === measured ? noted : 0);
+          noted = really;
+        },
+      };
+      return full ? { ...storing, full: overQuota(tenant, 'maxStoredBytes', most) } : storing;
     },
   };
 }

@@ -191,6 +191,7 @@ export function sessionHandlers(deps: SessionDeps): Pick<Handlers<typeof MemoryS
       const newest = { seq: (row!.lastSeq ?? 0) + 1, ascending: false };
       const found = lastN > 0 ? await listMessages(owner.db, row!.threadId, newest, lastN) : [];
       const profile = project ? await findProfile(owner.db, project) : undefined;
+      call.stored(row!.recoveredFrom ? Buffer.byteLength(JSON.stringify(row!.state)) : 0);
       call.count(row!.created ? 'created' : 'read', 'sessions', 1);
       if (row!.created) call.about.session = 'started';
       call.count('read', 'messages', found.length);

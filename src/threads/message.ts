@@ -12,6 +12,17 @@ export function checkMessage(check: Check, field: string, message: Message): voi
   check.optionalId(`${field}.tool_call_id`, message.toolCallId);
 }
 
+/** What a message takes beside its content and metadata. */
+const MESSAGE_BYTES = 200;
+
+/** How many bytes of content these messages are once they are stored. */
+export const storedBytes = (messages: Message[]): number =>
+  messages.reduce(
+    (sum, { content, metadata }) =>
+      sum + MESSAGE_BYTES + Buffer.byteLength(content) + (metadata ? Buffer.byteLength(JSON.stringify(metadata)) : 0),
+    0,
+  );
+
 /** The thread that a write names, by itself or by a session that points to it, and the token of its turn. */
 export function checkTarget(
   check: Check,

@@ -2,7 +2,7 @@ import type { ConversationServiceService } from '../gen/memory/v1/conversation_s
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
 import { contentTokens } from '../tokens/counter.ts';
-import { appendedMessage, checkAppended, checkTarget } from './message.ts';
+import { appendedMessage, checkAppended, checkTarget, storedBytes } from './message.ts';
 import {
   appendMessages,
   getMessage,
@@ -33,7 +33,9 @@ export const conversationHandlers: Pick<
       return appended;
     });
     call.about.threadId = rows[0]!.threadId;
-    call.count('created', 'messages', rows.filter((row) => row.fresh).length);
+    const fresh = request.messages.filter((_, i) => rows[i]!.fresh);
+    call.stored(storedBytes(fresh));
+    call.count('created', 'messages', fresh.length);
     return { messages: rows.map(appendedMessage) };
   },
 

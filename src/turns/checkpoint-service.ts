@@ -39,6 +39,7 @@ export const checkpointHandlers: Pick<Handlers<typeof MemoryServiceService>, Che
       if (restored.length === 0) throw await whyNotRestored(call.db, sessionId, checkpointId);
       return restored;
     });
+    call.stored(Buffer.byteLength(JSON.stringify(row!.state)));
     return { session: sessionFromRow(row!) };
   },
 };

@@ -31,6 +31,20 @@ export const QUOTAS: Mutant[] = [
     'quotas',
   ),
   mutant(
+    'what is copied counts as little as the request for it',
+    'src/bundles/service.ts',
+    "    call.stored(repeated ? 0 : 'bundleId' in forward.source ? byteSize : 2 * byteSize);\n",
+    '',
+    'quotas',
+  ),
+  mutant(
+    'what is told again counts again',
+    'src/rpc/implement.ts',
+    'about.replayed ? 0 : sizeOf(call)',
+    'sizeOf(call)',
+    'quotas',
+  ),
+  mutant(
     'one tenant may take all of a server',
     'src/db/fair.ts',
     'own <= 3 * (limit - taken)',

@@ -128,8 +128,8 @@ export interface TenantQuotas {
    * Optional. Bytes of content in the database: messages, sessions with their context, checkpoints and turns, bundles, memories
    * with their versions, inputs, drafts with their revisions, artifacts, profiles of projects, prompts and calls of tools.
    * Measured every minute (of much content more rarely, so that it takes a fiftieth of the time), and what a server has stored
-   * since is added: it may be passed by what several servers store meanwhile. What was removed makes room once it is measured
-   * without it.
+   * since is added, copies too: it may be passed by what several servers store meanwhile, or calls at once copy. What was
+   * removed makes room once it is measured without it.
    */
   maxStoredBytes?:
     | number

@@ -1,11 +1,11 @@
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { expect } from 'chai';
 import { type Erasure, Erasure_State } from '../src/gen/memory/v1/erasure.ts';
 import type { RunningServer } from '../src/server.ts';
 import { unpack } from '../src/snapshots/archive.ts';
 import { storeUrl } from '../src/snapshots/open.ts';
 import { killAll, memoryd } from './fixtures/command.ts';
-import { commitOf, projectId, writeDocument } from './fixtures/documents.ts';
+import { commitOf, projectId, saveSection, writeDocument } from './fixtures/documents.ts';
 import { S3_ENVIRONMENT, type S3Server, s3Error, startS3 } from './fixtures/s3-server.ts';
 import { rowsWith } from './fixtures/scan.ts';
 import {
@@ -126,5 +126,41 @@ describe('snapshots of who is erased', function () {
     expect(report.reviewers).to.deep.equal([pseudonym, 'grace']);
     expect(other.createdBy).to.equal('user');
     expect(other.approvals[0].approver).to.equal(pseudonym);
+  });
+
+  it('that have become too much to be stored anew are removed, and told as failed', async () => {
+    const bea = `bea-${randomUUID()}`;
+    tenant = await newTenant([bea, 'user', 'admin']);
+    const [hers, others] = [bea, 'user'].map((user) =>
+      connect(`127.0.0.1:${server.port}`, headersOf(tenant, user)),
+    ) as [Clients, Clients];
+    await hers.memory.upsertSession({ session: { surfaceId: 'web', projectId } });
+    await hers.artifact.putProjectProfile({ projectId, yaml: 'title: x\n', baseVersion: 1 });
+    const files = Array.from({ length: 17 }, (_, i) => ({
+      ...{ projectId, fileName: `${i}.txt`, mediaType: 'text/plain', sizeBytes: 12, uri: `file:///${i}.txt` },
+      sha256: createHash('sha256').update(`${i}`).digest('hex'),
+    }));
+    const register = (content: string) =>
+      Promise.all(files.map(async (file) => (await others.artifact.registerInput({ ...file, content })).input!.id));
+    const sources = (await register('')).map((value) => ({
+      ...{ passage: 'all', source: { $case: 'inputId' as const, value }, locator: '1' },
+    }));
+    const sections = [{ sectionId: 'intro', revision: await saveSection(hers, 'intro', 'hello', { sources }) }];
+    await hers.artifact.commitArtifact(commitOf({ sections }, { reviewers: [], approvals: [] }));
+    const states = async () =>
+      (await others.artifact.listSnapshots({ projectId })).snapshots.map(({ kind, uploadState, link }) => ({
+        ...{ kind, uploadState, link: link !== '' },
+      }));
+    await until(async () => (await states()).every(({ uploadState }) => uploadState === 2));
+    const named = () => stored().filter(({ body }) => body.includes(bea));
+    expect(named()).to.not.be.empty;
+    await register('x'.repeat(1024 ** 2));
+
+    const { erasure } = await others.admin.eraseUser({ userId: bea }, metadataOf(headersOf(tenant, 'admin')));
+    await until(async () => (await get(erasure!)).state === DONE);
+    expect(named().map(({ name }) => name)).to.deep.equal([]);
+    expect((await states()).filter(({ kind }) => kind === 1)).to.deep.equal([{ kind: 1, uploadState: 3, link: false }]);
+    hers.close();
+    others.close();
   });
 });

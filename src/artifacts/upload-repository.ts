@@ -127,13 +127,20 @@ export async function uploadDone(tx: TenantTx, id: string, uploader: string, lin
   return tx.final(DONE, [id, uploader, link, file.sha256, file.bytes.length]);
 }
 
-// What an erasure waits for is never given up.
+// What an erasure waits for is given up only when nothing is left of it in the store.
 const PUT_OFF = change<{ uploadState: Snapshot_UploadState }>(`
-  with put_off as (
-    update snapshots set uploader = null, reason = $13::text, due_time = clock_timestamp() + make_interval(secs => $14::float8),
-      upload_state = case when not rewrite and ($15::bool or queue_time <= clock_timestamp() - interval '1 day') then ${FAILED} else ${PENDING} end
+  with tried as materialized (
+    select id, $15::bool or not rewrite and queue_time <= clock_timestamp() - interval '1 day' as over from snapshots
     where tenant_id = $1 and env = $2 and id = $11::uuid and uploader = $12::uuid and upload_state = ${PENDING}
-    returning id, project_id, upload_state
+    for update
+  ), put_off as (
+    update snapshots s set uploader = null, reason = $13::text, due_time = clock_timestamp() + make_interval(secs => $14::float8),
+      upload_state = case when over then ${FAILED} else ${PENDING} end, rewrite = s.rewrite and not over,
+      link = case when over then '' else s.link end, sha256 = case when over then '' else s.sha256 end,
+      size_bytes = case when over then 0 else s.size_bytes end, store_time = case when over then null else s.store_time end
+    from tried
+    where s.tenant_id = $1 and s.env = $2 and s.id = tried.id
+    returning s.id, s.project_id, s.upload_state
   ), failed as (
     select id, project_id from put_off where upload_state = ${FAILED}
   ), ${audited('snapshots.fail', 'failed', { resource })}

@@ -7,7 +7,7 @@ import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
 import type { Metrics } from '../rpc/metrics.ts';
 import { describe } from '../rpc/observe.ts';
-import { folderOf, isOfSame, pack, type Subject } from '../snapshots/archive.ts';
+import { folderOf, isOf, pack, type Subject } from '../snapshots/archive.ts';
 import { type Store, StoreError } from '../snapshots/store.ts';
 import { partsOf } from './records.ts';
 import { TOO_MUCH } from './repository.ts';
@@ -78,21 +78,28 @@ async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSigna
   const claim = keeping(CLAIM_SECONDS, () =>
     run('snapshots.keep', (tx) => keepUpload(tx, id, uploader, CLAIM_SECONDS)),
   );
+  const subject = subjectOf(scope, claimed);
+  const folder = folderOf(subject);
+  // A store that refuses is mended some time; what has become too much is not.
+  let awaited = claimed.rewrite;
   try {
     const records = await run('snapshots.read', (tx) => readSnapshot(tx, claimed));
-    if (!records) throw new StoreError(`its sections are by now ${TOO_MUCH}`, true);
-    const file = pack(subjectOf(scope, claimed), partsOf(records));
+    if (!records) {
+      if (awaited) await removeOthers(store, folder, subject);
+      awaited = false;
+      throw new StoreError(`its sections are by now ${TOO_MUCH}`, true);
+    }
+    const file = pack(subject, partsOf(records));
     const signal = AbortSignal.any([ending, claim.lost]);
-    const folder = folderOf({ ...scope, ...claimed });
     const link = await store.put(folder, file, signal);
-    if (claimed.rewrite) await removeOthers(store, folder, file.name);
+    if (awaited) await removeOthers(store, folder, subject, file.name);
     await run('snapshots.store', (tx) => uploadDone(tx, id, uploader, link, file));
     metrics.uploaded('stored');
   } catch (error) {
     const known = error instanceof StoreError ? error : new StoreError('internal error', false, error);
     // Another process takes it at once if this one ends.
     const seconds = ending.aborted ? 0 : waitSeconds(attempts);
-    const permanent = known.permanent && !ending.aborted;
+    const permanent = known.permanent && !awaited && !ending.aborted;
     const state = await run('snapshots.fail', (tx) => putOff(tx, id, uploader, known.message, seconds, permanent));
     const failed = state === Snapshot_UploadState.FAILED;
     metrics.uploaded(failed ? 'failed' : 'retried');
@@ -105,9 +112,9 @@ async function uploadNext(uploading: Uploading, scope: Scope, ending: AbortSigna
 }
 
 /** Removes what was stored before of the same: it names somebody who is erased. */
-async function removeOthers(store: Store, folder: string, name: string): Promise<void> {
+async function removeOthers(store: Store, folder: string, subject: Subject, name?: string): Promise<void> {
   for (const other of (await store.list(folder)).keys()) {
-    if (other !== name && isOfSame(other, name)) await store.remove(folder, other);
+    if (other !== name && isOf(subject, other)) await store.remove(folder, other);
   }
 }
 

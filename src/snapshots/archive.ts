@@ -65,16 +65,16 @@ export function pack(subject: Subject, parts: Parts): SnapshotFile {
   return { name: nameOf(subject, checksum), bytes, sha256: checksum };
 }
 
-const nameOf = ({ kind, artifactKey, version }: Subject, checksum: string) =>
-  `${kind}${artifactKey && `-${word(artifactKey)}`}-v${version}-${checksum}.tar`;
+const stemOf = ({ kind, artifactKey, version }: Subject) =>
+  `${kind}${artifactKey && `-${word(artifactKey)}`}-v${version}`;
+const nameOf = (subject: Subject, checksum: string) => `${stemOf(subject)}-${checksum}.tar`;
 
 /** Whether a file of this name is a snapshot: what others left beside them is not. */
 export const isSnapshot = (name: string): boolean => /^(artifact-[^/]+|profile)-v\d+-[0-9a-f]{64}\.tar$/.test(name);
 
-const subjectIn = (name: string) => name.replace(/-[0-9a-f]{64}\.tar$/, '');
-
-/** Whether two names are of snapshots of the same, with another content perhaps. */
-export const isOfSame = (one: string, other: string): boolean => isSnapshot(one) && subjectIn(one) === subjectIn(other);
+/** Whether a file of this name is a snapshot of this, with whatever content. */
+export const isOf = (subject: Subject, name: string): boolean =>
+  isSnapshot(name) && name.replace(/-[0-9a-f]{64}\.tar$/, '') === stemOf(subject);
 
 /** The parts of a snapshot, each as it was stored. */
 export function unpack(name: string, bytes: Buffer): { subject: Subject; parts: Parts; sha256: string } {

@@ -40,8 +40,15 @@ export const ERASURE: Mutant[] = [
   mutant(
     'files that name who is erased stay in the store',
     'src/artifacts/uploads.ts',
-    'if (claimed.rewrite) await',
-    'if (claimed.attempts < 0) await',
+    'if (awaited) await removeOthers(store, folder, subject, file.name)',
+    'if (claimed.attempts < 0) await removeOthers(store, folder, subject, file.name)',
+    'erasure-snapshots',
+  ),
+  mutant(
+    'a file that cannot be stored anew keeps the name of who is erased',
+    'src/artifacts/uploads.ts',
+    'if (awaited) await removeOthers(store, folder, subject);',
+    '',
     'erasure-snapshots',
   ),
 ];

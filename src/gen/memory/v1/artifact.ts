@@ -166,7 +166,8 @@ export const Snapshot_UploadState = {
   STORED: 2,
   /**
    * FAILED - It was given up: the store refuses it, or could not be reached for a day from the first attempt on; or the inputs that it holds
-   * got their contents later, and are over 16 MiB by now. RetrySnapshot tries again.
+   * got their contents later, and are over 16 MiB by now. RetrySnapshot tries again. An erasure that meets such a one removes
+   * what was stored of it before.
    */
   FAILED: 3,
 } as const;

@@ -11,8 +11,20 @@ const ROLE = `
     (select x.rolname from pg_roles x where (x.rolsuper or x.rolbypassrls) and pg_has_role(r.oid, x.oid, 'member') limit 1) as more
   from pg_roles r where r.rolname = current_user`;
 
+// Servers of the version before may go on for a day beside those of this one, whose schema is 25. In a new database there are none.
+const OLDER = `
+  select case when v.apply_time - first.apply_time > interval '1 hour'
+    then extract(epoch from v.apply_time + interval '1 day' - now())::float8 * 1000 else 0 end as ms
+  from schema_versions v, (select min(apply_time) as apply_time from schema_versions) first
+  where v.version = 25`;
+
+export interface UsableSchema extends SchemaState {
+  /** Until when servers may be running that take only plain fingerprints of requests for their own. */
+  olderUntil: number;
+}
+
 /** Refuses to start on a database that cannot be used, or that does not keep tenants apart. */
-export async function checkDatabase(connectionString: string | undefined): Promise<SchemaState> {
+export async function checkDatabase(connectionString: string | undefined): Promise<UsableSchema> {
   return withClient(connectionString, async (client) => {
     const state = await readSchemaState((sql) => client.query(sql));
     const fault = schemaFault(state);
@@ -24,7 +36,8 @@ export async function checkDatabase(connectionString: string | undefined): Promi
     if (role.bypass) throw refuse('has BYPASSRLS');
     if (role.owned) throw refuse(`owns ${role.owned}, and could switch its row-level security off`);
     if (role.more) throw refuse(`may become ${role.more}, which no row-level security holds`);
-    return state;
+    const [older] = (await client.query(OLDER)).rows;
+    return { ...state, olderUntil: Date.now() + (older?.ms ?? 0) };
   });
 }
 

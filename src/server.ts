@@ -10,6 +10,7 @@ import { UserError } from './errors.ts';
 import { checkDatabase } from './preflight.ts';
 import { denials } from './rpc/denials.ts';
 import { type Endpoint, serveMetrics } from './rpc/endpoint.ts';
+import { fingerprints } from './rpc/fingerprint.ts';
 import { watchHealth } from './rpc/health.ts';
 import { type Authenticate, trustHeaders } from './rpc/identity.ts';
 import type { Service } from './rpc/implement.ts';
@@ -81,7 +82,9 @@ export async function startServer(config: Config, features: Features, log: Logge
     const calls = inFlight(config.maxInFlight);
     const openStreams = inFlight(config.maxOpenStreams, 'open streams');
     const metrics = createMetrics(database, calls, openStreams);
-    const kernel = kernelOf({ config, database, keyring, authenticate, calls, openStreams, metrics, tracer, log });
+    const { olderUntil } = schema;
+    const parts = { config, database, keyring, olderUntil, authenticate, calls, openStreams, metrics, tracer, log };
+    const kernel = kernelOf(parts);
     const finishers: (() => Promise<void>)[] = [];
     const deps = { config, kernel, metrics, log, atEnd: (finish: () => Promise<void>) => void finishers.push(finish) };
 
@@ -155,6 +158,8 @@ interface KernelParts {
   config: Config;
   database: Database;
   keyring: Keyring;
+  /** See {@link fingerprints}. */
+  olderUntil: number;
   authenticate: Authenticate;
   calls: InFlight;
   openStreams: InFlight;
@@ -164,11 +169,12 @@ interface KernelParts {
 }
 
 function kernelOf(parts: KernelParts): Kernel {
-  const { config, database, keyring, authenticate, calls, openStreams, metrics, tracer, log } = parts;
+  const { config, database, keyring, olderUntil, authenticate, calls, openStreams, metrics, tracer, log } = parts;
   const members = memberships(database, keyring);
   return {
     database,
     keyring,
+    fingerprints: fingerprints(keyring, olderUntil),
     authenticate,
     members,
     denials: denials(database, members, log),

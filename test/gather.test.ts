@@ -29,7 +29,7 @@ describe('changes that commit together', () => {
     actor: 'user',
     method: 'Test/Add',
     requestId,
-    fingerprint: requestId ? Buffer.from('same') : null,
+    fingerprint: requestId ? { stored: Buffer.from('same'), is: () => true } : null,
     eventId: randomUUID(),
     traceId: '',
     requester: 'user',

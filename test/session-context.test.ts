@@ -413,7 +413,7 @@ describe('session context', () => {
       actor: 'user',
       method: 'Test/Test',
       requestId: randomUUID(),
-      fingerprint: Buffer.alloc(32),
+      fingerprint: { stored: Buffer.alloc(32), is: () => true },
       eventId: randomUUID(),
       traceId: '',
       requester: 'user',

@@ -35,7 +35,7 @@ describe('transaction', () => {
     actor: 'user',
     method: 'Test/Put',
     requestId,
-    fingerprint: requestId ? Buffer.from('same') : null,
+    fingerprint: requestId ? { stored: Buffer.from('same'), is: () => true } : null,
     eventId: randomUUID(),
     traceId: '',
     requester: 'user',

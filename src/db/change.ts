@@ -143,7 +143,7 @@ function once<Row>(
   async function recover(): Promise<Row[] | undefined> {
     const [found] = await transactionOnce(database, scope, stamp, limits, (tx) => tx.final(STORED));
     if (!found) return undefined;
-    if (!found.fingerprint.equals(stamp.fingerprint!))
+    if (!stamp.fingerprint!.is(found.fingerprint))
       throw new RequestIdReused('this request_id was used for another request');
     replayed?.();
     return found.result.map(rowFromJson);

@@ -16,12 +16,18 @@ export interface Scope extends TenantScope {
   user: string;
 }
 
+/** What tells a request from others: what is stored of it, and whether what was stored earlier is of the same. */
+export interface Fingerprint {
+  stored: Buffer;
+  is(earlier: Buffer): boolean;
+}
+
 /** What each change writes into its audit event and its stored result: $4 to $10, see `change` in statement.ts. */
 export interface Stamp {
   actor: string;
   method: string;
   requestId: string | null;
-  fingerprint: Buffer | null;
+  fingerprint: Fingerprint | null;
   eventId: string;
   traceId: string;
   requester: string;
@@ -82,7 +88,7 @@ export function leading(statement: Statement<unknown>, scope: Scope, stamp: Stam
   if (!statement.change) return [tenant, env, user];
   if (!stamp) throw new Error('a change needs a stamp');
   const { actor, method, requestId, fingerprint, eventId, traceId, requester } = stamp;
-  return [tenant, env, user, actor, method, requestId, fingerprint, eventId, traceId, requester];
+  return [tenant, env, user, actor, method, requestId, fingerprint?.stored ?? null, eventId, traceId, requester];
 }
 
 /**

@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { v7 as uuidv7 } from 'uuid';
 import { changeAmongOthers, changeOnce, type Once } from '../db/change.ts';
 import type { Keyring } from '../db/keyring.ts';
@@ -7,6 +6,7 @@ import type { Database, Limits } from '../db/pool.ts';
 import { type FinalTx, reader, type Scope, type Stamp, type TenantDb, type TenantTx } from '../db/transaction.ts';
 import type { Caller } from './caller.ts';
 import type { RpcError } from './errors.ts';
+import type { Fingerprints } from './fingerprint.ts';
 import type { Membership } from './membership.ts';
 import type { Counted, Metrics } from './metrics.ts';
 
@@ -67,6 +67,7 @@ export interface Call {
 export interface CallParts {
   database: Database;
   keyring: Keyring;
+  fingerprints: Fingerprints;
   method: string;
   identity: Identity;
   about: About;
@@ -121,30 +122,20 @@ export function makeCall(parts: CallParts): Call {
   };
 }
 
-function stampOf({ identity, method, traceId, about, requester }: CallParts, request: { requestId: string }): Stamp {
+function stampOf(
+  { identity, method, traceId, about, requester, fingerprints }: CallParts,
+  request: { requestId: string },
+): Stamp {
+  const { tenant, env } = identity;
   const requestId = request.requestId || null;
   if (requestId) about.requestId = requestId;
   return {
     actor: identity.actor || identity.user,
     method,
     requestId,
-    fingerprint: requestId ? fingerprint(request) : null,
+    fingerprint: requestId ? fingerprints([tenant, env, requester, method, requestId], request) : null,
     eventId: uuidv7(),
     traceId,
     requester,
   };
-}
-
-/** What tells two requests apart: the decoded message without its request_id, whatever order its maps came in. */
-export function fingerprint(request: { requestId: string }): Buffer {
-  const { requestId: _, ...fields } = request;
-  return createHash('sha256').update(JSON.stringify(fields, sorted)).digest();
-}
-
-function sorted(_key: string, value: unknown): unknown {
-  if (value instanceof Map) return [...value].sort(([a], [b]) => (a < b ? -1 : 1));
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
-  // Keys get a prefix, as an object puts keys like "1" first, and loses "__proto__".
-  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
-  return Object.fromEntries(entries.map(([key, element]) => [`=${key}`, element]));
 }

@@ -166,12 +166,13 @@ function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: 
         /** As the handler told it; of what is done and was not told it is about the request. */
         let stored: number | undefined;
         try {
-          const { database, keyring, count, changes } = kernel;
+          const { database, keyring, fingerprints, count, changes } = kernel;
           const { traceId } = observed;
           const context = makeCall({
             count,
             database,
             keyring,
+            fingerprints,
             method: name,
             identity,
             about,

@@ -2,6 +2,7 @@ import type { Changes } from '../db/changes.ts';
 import type { Keyring } from '../db/keyring.ts';
 import type { Database } from '../db/pool.ts';
 import type { Denials } from './denials.ts';
+import type { Fingerprints } from './fingerprint.ts';
 import type { Authenticate } from './identity.ts';
 import type { InFlight } from './inflight.ts';
 import type { Memberships } from './membership.ts';
@@ -13,6 +14,7 @@ import type { Turnstile } from './turnstile.ts';
 export interface Kernel {
   database: Database;
   keyring: Keyring;
+  fingerprints: Fingerprints;
   authenticate: Authenticate;
   members: Memberships;
   denials: Denials;

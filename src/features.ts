@@ -99,7 +99,7 @@ export const features: Features = {
         kernel,
         ProfileServiceService,
         ProfileServiceDefinition,
-        { ...profileHandlers, ...mergeHandlers },
+        { ...profileHandlers, ...mergeHandlers(members) },
         { ...mergeAccess },
       ),
       implement(kernel, ArtifactServiceService, ArtifactServiceDefinition, {
@@ -123,7 +123,7 @@ export const features: Features = {
       }),
       implement(kernel, UsageServiceService, UsageServiceDefinition, {
         ...usageHandlers(folder),
-        ...budgetHandlers((call) => members.forget(call.identity.tenant)),
+        ...budgetHandlers(members),
       }),
     ];
   },

@@ -7,6 +7,7 @@ import { type Erasure, Erasure_State } from '../src/gen/memory/v1/erasure.ts';
 import { Member_Role, TenantPolicies_Membership } from '../src/gen/memory/v1/tenant.ts';
 import { Budget_Period, Budget_Scope } from '../src/gen/memory/v1/usage.ts';
 import type { RunningServer } from '../src/server.ts';
+import { commitOf, writeDocument } from './fixtures/documents.ts';
 import { importFile, transferFolder } from './fixtures/transfer.ts';
 import {
   appUrl,
@@ -92,10 +93,24 @@ describe('erasures', function () {
       await runSql(ownerUrl(), `delete from ${table} where tenant_id = $1 and user_id = 'third'`, [tenant]);
     }
     expect((await erase('third')).userId, 'who only a project still names').to.equal('third');
+    const through = connect(`127.0.0.1:${server.port}`, headersOf(tenant, 'admin'));
+    const approvals = [{ approver: 'approver', verdict: 1 as const }];
+    await through.artifact.commitArtifact(
+      commitOf(await writeDocument(through), { reviewers: ['reviewer'], approvals, requestId: '' }),
+    );
+    through.close();
+    const budget = { scope: 3 as const, subject: 'spender', period: 2 as const, costLimit: '5' };
+    await client.usage.setBudget({ budget }, as('admin'));
+    for (const userId of ['reviewer', 'approver', 'spender']) {
+      expect((await erase(userId)).userId, 'who is only named').to.equal(userId);
+    }
     const unknown = client.admin.eraseUser({ userId: 'nobody' }, as('admin'));
     expect(await failure(unknown)).to.include({ code: NOT_FOUND, reason: 'NOT_FOUND' });
     const listed = (await client.admin.listErasures({}, as('admin'))).erasures;
-    expect(listed.map(({ userId }) => userId)).to.deep.equal(['third', session!.userId, 'other', 'user']);
+    expect(listed.map(({ userId }) => userId)).to.deep.equal([
+      ...['spender', 'approver', 'reviewer'],
+      ...['third', session!.userId, 'other', 'user'],
+    ]);
     for (const asked of [
       () => client.admin.eraseUser({ userId: 'admin' }, as('fourth')),
       () => client.admin.getErasure({ erasureId: listed[0]!.id }, metadataOf(headersOf(tenant, 'admin', 'prod'))),
@@ -164,6 +179,13 @@ describe('erasures', function () {
     );
     expect(pulled.handoffs).to.deep.equal([]);
     expect(await failure(putMember('user'))).to.include({ code: FAILED_PRECONDITION, reason: 'USER_BEING_ERASED' });
+    const budget = { scope: 3 as const, subject: 'user', period: 2 as const, costLimit: '5' };
+    for (const call of [
+      () => client.usage.setBudget({ budget }, as('admin')),
+      () => client.profile.mergeProfiles({ fromUserId: 'other', intoUserId: 'user' }, as('admin')),
+    ]) {
+      expect(await failure(call())).to.include({ code: FAILED_PRECONDITION, reason: 'USER_ERASED' });
+    }
     await refusedElsewhere('user');
     expect(await over).to.be.oneOf([0, NOT_FOUND, PERMISSION_DENIED]);
     expect((await get(erasure)).state).to.not.equal(DONE);
@@ -260,7 +282,11 @@ describe('erasures', function () {
     );
     await folder.remove();
     expect((await failure(erase('user'))).code, 'nothing is left to be erased').to.equal(NOT_FOUND);
+    const budget = { scope: 3 as const, subject: 'user', period: 2 as const, costLimit: '5' };
+    const naming = () => client.usage.setBudget({ budget }, as('admin'));
+    expect(await failure(naming())).to.include({ code: FAILED_PRECONDITION, reason: 'USER_ERASED' });
     await putMember('user');
+    await naming();
     expect((await client.memory.listSessions({}, as('user'))).sessions).to.deep.equal([]);
     expect((await client.profile.getProfile({}, as('user'))).profile!.name).to.equal(undefined);
     const { messages } = await append('user', client, 'mine');

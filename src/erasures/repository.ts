@@ -5,7 +5,7 @@ import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Erasure, Erasure_State, type ErasureCount } from '../gen/memory/v1/erasure.ts';
 import { receiptOf } from './receipt.ts';
-import { assigned, type Step } from './rules.ts';
+import { assigned, STEPS, type Step } from './rules.ts';
 
 const { RUNNING, DONE } = Erasure_State;
 const BATCH = 1000;
@@ -44,32 +44,13 @@ export function erasureFromRow({ removed, renamed, receipt, signature, ...row }:
   });
 }
 
-const OF_USERS = [
-  'tenant_members t',
-  'threads t',
-  'profiles t',
-  'bundles t',
-  'llm_requests t',
-  'tool_calls t',
-  'prompts t',
-  'requests t',
-  'audit_events t',
-  '(select * from sessions s where s.delete_time is null) t',
-];
-/** Looked through only if none of the others, which have indexes, knows the user: whose events are not kept any more. */
-const OF_PROJECTS = [
-  'memories',
-  'memory_versions',
-  'project_profile_versions',
-  'project_inputs',
-  'draft_revisions',
-  'artifacts',
-];
+const knows = (table: string, where: string) =>
+  `exists (select from ${table} t where t.tenant_id = $1 and t.env = $2 and ${where.replaceAll('$3', '$12')})`;
+
+// Whatever an erasure would change: first what has indexes, as the rest is looked through only for who is not known by these.
 const KNOWN = [
-  ...OF_USERS.map((table) => `exists (select from ${table} where t.tenant_id = $1 and t.env = $2 and t.user_id = $12)`),
-  ...OF_PROJECTS.map(
-    (table) => `exists (select from ${table} t where t.tenant_id = $1 and t.env = $2 and t.created_by = $12)`,
-  ),
+  ...['audit_events', 'llm_requests'].map((table) => knows(table, 't.user_id = $3')),
+  ...STEPS.filter(({ where }) => where.includes('$3')).map(({ table, where }) => knows(table, where)),
 ];
 
 const START = change<ErasureRow>(`

@@ -1,6 +1,7 @@
 import type { ProfileServiceService } from '../gen/memory/v1/profile_service.ts';
 import type { Access } from '../rpc/access.ts';
 import type { Handlers } from '../rpc/implement.ts';
+import { type Memberships, refuseErased } from '../rpc/membership.ts';
 import { Check } from '../rpc/validate.ts';
 import { listEmailMatches, matchFromRow } from './email-matches.ts';
 import { mergeProfiles, previewMerge, undoMerge } from './merges.ts';
@@ -13,7 +14,7 @@ export const mergeAccess: Record<MergeMethods, Access> = {
   undoMergeProfiles: { admin: true },
 };
 
-export const mergeHandlers: Pick<Handlers<typeof ProfileServiceService>, MergeMethods> = {
+export const mergeHandlers = (members: Memberships): Pick<Handlers<typeof ProfileServiceService>, MergeMethods> => ({
   async listEmailMatches(request, call) {
     const check = new Check();
     check.optionalId('user_id', request.userId);
@@ -35,6 +36,7 @@ export const mergeHandlers: Pick<Handlers<typeof ProfileServiceService>, MergeMe
     check.optionalUuid('request_id', request.requestId);
     check.done();
 
+    await refuseErased(members, call, [request.fromUserId, request.intoUserId]);
     if (request.validateOnly) return { mergeId: '', effects: await previewMerge(call.db, request) };
     const { actor, user } = call.identity;
     const [row] = await call.change(request, (tx) => mergeProfiles(tx, request, actor || user));
@@ -50,4 +52,4 @@ export const mergeHandlers: Pick<Handlers<typeof ProfileServiceService>, MergeMe
     const [row] = await call.change(request, (tx) => undoMerge(tx, request.mergeId));
     return row!;
   },
-};
+});

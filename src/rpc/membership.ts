@@ -1,9 +1,11 @@
+import { status } from '@grpc/grpc-js';
 import { LRUCache } from 'lru-cache';
 import type { Keyring } from '../db/keyring.ts';
 import type { Database, Limits } from '../db/pool.ts';
 import { pointRead, rowFromJson } from '../db/statement.ts';
 import { reader, type Scope } from '../db/transaction.ts';
 import { TenantPolicies_Membership, TenantPolicies_Pii } from '../gen/memory/v1/tenant.ts';
+import { RpcError } from './errors.ts';
 import { NO_QUOTAS, type Quotas } from './quotas.ts';
 
 /** What the directory knows of a user in a tenant and env. */
@@ -74,6 +76,21 @@ export const NOBODY: Membership = {
 /** What stands for users who were erased. */
 export const erasedDigests = (keyring: Keyring, { tenant, env, user }: Scope): string[] =>
   keyring.signatures(['erased-user', tenant, env], user);
+
+/** Refuses to store the name of a user who is erased, or is being: what another server stores within {@link TTL_MS} the job still finds. */
+export async function refuseErased(
+  members: Memberships,
+  { identity: { tenant, env }, limits }: { identity: { tenant: string; env: string }; limits: Limits },
+  users: string[],
+): Promise<void> {
+  const found = await Promise.all(users.map((user) => members.find(tenant, env, user, limits)));
+  if (found.some(({ erased }) => erased))
+    throw new RpcError(
+      status.FAILED_PRECONDITION,
+      'USER_ERASED',
+      'everything of the user was erased, or is being: afterwards PutMember begins anew',
+    );
+}
 
 // Long enough to spare nearly every call the look-up, short enough for a removal to take effect in seconds.
 export const TTL_MS = 3000;

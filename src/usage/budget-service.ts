@@ -3,6 +3,7 @@ import type { UsageServiceService } from '../gen/memory/v1/usage_service.ts';
 import type { Call } from '../rpc/context.ts';
 import { denied, notFound } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
+import { type Memberships, refuseErased } from '../rpc/membership.ts';
 import { Check, revisionOf } from '../rpc/validate.ts';
 import {
   budgetFromRow,
@@ -21,10 +22,7 @@ export type BudgetMethods = 'setBudget' | 'getBudget' | 'listBudgets' | 'deleteB
 
 const { TENANT, USER, SESSION } = Budget_Scope;
 
-/** `forget` has this process look anew whether the tenant has budgets. */
-export const budgetHandlers = (
-  forget: (call: Call) => void,
-): Pick<Handlers<typeof UsageServiceService>, BudgetMethods> => ({
+export const budgetHandlers = (members: Memberships): Pick<Handlers<typeof UsageServiceService>, BudgetMethods> => ({
   async setBudget(request, call) {
     const check = new Check();
     if (check.that(request.budget !== undefined, 'budget', 'required')) checkBudget(check, request.budget!);
@@ -33,13 +31,14 @@ export const budgetHandlers = (
 
     const budget = { ...request.budget!, ...keyOf(request.budget!) } as Budget;
     const admin = mayChange(call, budget);
+    if (budget.scope === USER) await refuseErased(members, call, [budget.subject]);
     const revision = revisionOf(budget.etag);
     const [row] = await call.change(request, async (tx) => {
       const saved = await setBudget(tx, budget, admin, revision);
       if (saved.length === 0) throw await whyNotChanged(call.db, budget, admin, revision);
       return saved;
     });
-    forget(call);
+    members.forget(call.identity.tenant);
     return { budget: budgetFromRow(row!) };
   },
 
@@ -79,7 +78,7 @@ export const budgetHandlers = (
       if (gone.length === 0) throw await whyNotChanged(call.db, key, admin, revision);
       return gone;
     });
-    forget(call);
+    members.forget(call.identity.tenant);
     return {};
   },
 });

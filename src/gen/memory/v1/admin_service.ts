@@ -1605,7 +1605,8 @@ export const AdminServiceDefinition = {
      * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
      * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
      * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
-     * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+     * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users,
+     * users who are no members any more, and those whom only others named (as a reviewer, say) can be erased.
      */
     eraseUser: {
       name: "EraseUser",
@@ -1727,7 +1728,8 @@ export const AdminServiceService = {
    * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
    * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
    * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
-   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users,
+   * users who are no members any more, and those whom only others named (as a reviewer, say) can be erased.
    */
   eraseUser: {
     path: "/memory.v1.AdminService/EraseUser" as const,
@@ -1796,7 +1798,8 @@ export interface AdminServiceServer extends UntypedServiceImplementation {
    * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
    * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
    * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
-   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users,
+   * users who are no members any more, and those whom only others named (as a reviewer, say) can be erased.
    */
   eraseUser: handleUnaryCall<EraseUserRequest, EraseUserResponse>;
   /** Gets an erasure: how far it is, and its receipt when it is done. */
@@ -1914,7 +1917,8 @@ export interface AdminServiceClient extends Client {
    * Erases a user: everything that is stored of the user in the tenant and env goes, in the background. From now on calls in
    * the user's name are refused as those of a stranger, everywhere within 5 seconds. Audit events, and what the user made for
    * projects, stay, and name a pseudonym that nothing resolves; audit events of the tenant itself, of no env, stay as they
-   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users, and users who are no members any more can be erased.
+   * are. If it is under way already: that erasure. `NOT_FOUND` if nothing is stored of the user. Members, anonymous users,
+   * users who are no members any more, and those whom only others named (as a reviewer, say) can be erased.
    */
   eraseUser(
     request: EraseUserRequest,

@@ -1408,7 +1408,8 @@ export const ProfileServiceDefinition = {
      * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
      * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
      * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
-     * neither a member nor has a profile.
+     * neither a member nor has a profile. `FAILED_PRECONDITION` (`USER_ERASED`) if one of them was erased, and is no member anew,
+     * or is being erased.
      */
     mergeProfiles: {
       name: "MergeProfiles",
@@ -1502,7 +1503,8 @@ export const ProfileServiceService = {
    * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
    * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
    * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
-   * neither a member nor has a profile.
+   * neither a member nor has a profile. `FAILED_PRECONDITION` (`USER_ERASED`) if one of them was erased, and is no member anew,
+   * or is being erased.
    */
   mergeProfiles: {
     path: "/memory.v1.ProfileService/MergeProfiles" as const,
@@ -1556,7 +1558,8 @@ export interface ProfileServiceServer extends UntypedServiceImplementation {
    * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
    * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
    * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
-   * neither a member nor has a profile.
+   * neither a member nor has a profile. `FAILED_PRECONDITION` (`USER_ERASED`) if one of them was erased, and is no member anew,
+   * or is being erased.
    */
   mergeProfiles: handleUnaryCall<MergeProfilesRequest, MergeProfilesResponse>;
   /**
@@ -1647,7 +1650,8 @@ export interface ProfileServiceClient extends Client {
    * Merges the profile of a user into that of another, and leaves the first one empty. Needs an admin. What both have stays as
    * it is in the second one; an address is taken whole or not at all. Sessions and threads stay where they are. The response
    * tells what happens to which fields, but no values. `NOT_FOUND` if the first one holds nothing, or the second user is
-   * neither a member nor has a profile.
+   * neither a member nor has a profile. `FAILED_PRECONDITION` (`USER_ERASED`) if one of them was erased, and is no member anew,
+   * or is being erased.
    */
   mergeProfiles(
     request: MergeProfilesRequest,

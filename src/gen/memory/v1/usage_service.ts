@@ -1689,6 +1689,7 @@ export const UsageServiceDefinition = {
      *
      * Members set those of their own user and of their sessions, unless an admin has set them; the others need an admin:
      * `PERMISSION_DENIED` (`ADMIN_REQUIRED`). A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
+     * `FAILED_PRECONDITION` (`USER_ERASED`) if the budget is of a user who was erased, and is no member anew, or is being erased.
      *
      * An enforced budget refuses BeginTurn, `RESOURCE_EXHAUSTED` (`BUDGET_EXCEEDED`) with RetryInfo up to the end of the period,
      * once what is recorded has reached a limit. Turns that have begun go on, so it is overshot by at most what
@@ -1806,6 +1807,7 @@ export const UsageServiceService = {
    *
    * Members set those of their own user and of their sessions, unless an admin has set them; the others need an admin:
    * `PERMISSION_DENIED` (`ADMIN_REQUIRED`). A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
+   * `FAILED_PRECONDITION` (`USER_ERASED`) if the budget is of a user who was erased, and is no member anew, or is being erased.
    *
    * An enforced budget refuses BeginTurn, `RESOURCE_EXHAUSTED` (`BUDGET_EXCEEDED`) with RetryInfo up to the end of the period,
    * once what is recorded has reached a limit. Turns that have begun go on, so it is overshot by at most what
@@ -1884,6 +1886,7 @@ export interface UsageServiceServer extends UntypedServiceImplementation {
    *
    * Members set those of their own user and of their sessions, unless an admin has set them; the others need an admin:
    * `PERMISSION_DENIED` (`ADMIN_REQUIRED`). A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
+   * `FAILED_PRECONDITION` (`USER_ERASED`) if the budget is of a user who was erased, and is no member anew, or is being erased.
    *
    * An enforced budget refuses BeginTurn, `RESOURCE_EXHAUSTED` (`BUDGET_EXCEEDED`) with RetryInfo up to the end of the period,
    * once what is recorded has reached a limit. Turns that have begun go on, so it is overshot by at most what
@@ -1976,6 +1979,7 @@ export interface UsageServiceClient extends Client {
    *
    * Members set those of their own user and of their sessions, unless an admin has set them; the others need an admin:
    * `PERMISSION_DENIED` (`ADMIN_REQUIRED`). A stale `etag` is `ABORTED` (`ETAG_MISMATCH`) and changes nothing.
+   * `FAILED_PRECONDITION` (`USER_ERASED`) if the budget is of a user who was erased, and is no member anew, or is being erased.
    *
    * An enforced budget refuses BeginTurn, `RESOURCE_EXHAUSTED` (`BUDGET_EXCEEDED`) with RetryInfo up to the end of the period,
    * once what is recorded has reached a limit. Turns that have begun go on, so it is overshot by at most what

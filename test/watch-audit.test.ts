@@ -2,11 +2,19 @@ import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
 import pg from 'pg';
 import { v7 as uuidv7 } from 'uuid';
-import type { AuditEvent, WatchAuditEventsResponse } from '../src/gen/memory/v1/audit_service.ts';
+import { START } from '../src/audit/chain.ts';
+import { followAuditEvents } from '../src/audit/repository.ts';
+import { reader } from '../src/db/transaction.ts';
+import {
+  type AuditEvent,
+  AuditEvent_Outcome,
+  type WatchAuditEventsResponse,
+} from '../src/gen/memory/v1/audit_service.ts';
 import { MessageRole } from '../src/gen/memory/v1/message.ts';
 import { Member_Role } from '../src/gen/memory/v1/tenant.ts';
 import type { RunningServer } from '../src/server.ts';
-import { EVENT, settled } from './fixtures/audit.ts';
+import { bookmarks } from '../src/watch/bookmarks.ts';
+import { EVENT, openChaining, plantEvents, settled } from './fixtures/audit.ts';
 import { type Tape, watchAudit } from './fixtures/live.ts';
 import {
   allPages,
@@ -16,6 +24,8 @@ import {
   headersOf,
   metadataOf,
   newTenant,
+  ownerUrl,
+  runSql,
   startTestServer,
 } from './support.ts';
 
@@ -251,6 +261,69 @@ describe('watches of the audit trail', () => {
     expect(eventsOf(both).map(({ resource }) => resource)).to.deep.equal(['threads/first', 'threads/last']);
     expect(idsOf(await toNow({ resumeToken: both.at(-1)!.resumeToken, action: 'messages.append' }))).to.deep.equal([]);
     expect(idsOf(await toNow({ action: 'step' }))).to.have.length(2600);
+  });
+
+  it('of one user look at no events of others', async () => {
+    await plantEvents({ tenant, env: 'dev' }, 1200, { user: 'busy' });
+    await append('mine');
+    for (const env of ['', 'dev']) await settled({ tenant, env });
+    const chaining = await openChaining();
+    const db = reader(chaining.database, { tenant, env: 'dev', user: 'user' }, { deadline: Date.now() + 10_000 });
+    const filter = {
+      action: '',
+      sessionId: '',
+      resource: '',
+      outcome: AuditEvent_Outcome.UNSPECIFIED,
+      actor: '',
+      traceId: '',
+      callRequestId: '',
+    };
+    for (const whose of ['own', 'all'] as const) {
+      const feed = await followAuditEvents(db, { ...filter, userId: 'user' }, whose, START);
+      expect(feed.more).to.equal(false);
+      expect(feed.events.map(({ event }) => event.resource)).to.deep.equal(['threads/mine']);
+    }
+    await chaining.close();
+  });
+
+  it('ask again whether their caller is an admin while they pass over what is not wanted', async () => {
+    await append('first');
+    await runSql(
+      ownerUrl(),
+      `insert into audit_events (tenant_id, env, id, user_id, actor, action, outcome, resource)
+       select $1, 'dev', gen_random_uuid(), 'user', 'user', 'step', 1, 'sessions/s' from generate_series(1, 60000)`,
+      [tenant],
+    );
+    await settled({ tenant, env: 'dev' });
+    const tape = watched({ action: 'messages.append' });
+    await told(tape, 1);
+    await makeAdmin('admin', Member_Role.MEMBER);
+    expect(await tape.ended).to.include({ code: status.PERMISSION_DENIED, reason: 'ADMIN_REQUIRED' });
+    expect(tape.all.filter(isBookmark)).to.deep.equal([]);
+  });
+
+  it('bookmark at once behind all that was stored, and every 15 seconds without news, also before that', () => {
+    let now = 0;
+    const due = bookmarks(() => now);
+    const later = (ms: number, passing = false) => {
+      now += ms;
+      return due.isDue({ passing });
+    };
+    expect([later(14_999, true), later(1, true), later(0, true), later(14_999, true)]).to.deep.equal([
+      false,
+      true,
+      false,
+      false,
+    ]);
+    due.told();
+    expect([later(14_999, true), later(0), later(14_999), later(1), later(0)]).to.deep.equal([
+      false,
+      true,
+      false,
+      true,
+      false,
+    ]);
+    expect(due.left()).to.equal(15_000);
   });
 
   it('refuse a token of another watch, of another user, or of other fields, and one with from_now', async () => {

@@ -101,21 +101,23 @@ const HORIZON = pointRead<{ horizon: string }>('select pg_snapshot_xmin(pg_curre
 
 const SCANNED = 500;
 
-const scanned = (env: string) => `(
+const scanned = (env: string, byUser: string) => `(
       select * from audit_events e
-      where tenant_id = $1 and env = ${env} and (xid, id) > ($12::xid8, $13::uuid) and xid < $14::xid8
+      where tenant_id = $1 and env = ${env} and ${byUser} and (xid, id) > ($12::xid8, $13::uuid) and xid < $14::xid8
       order by xid, id limit ${SCANNED}
     )`;
 const newest = (env: string) => `(
       select xid from audit_events e where tenant_id = $1 and env = ${env} and xid < $14::xid8 order by xid desc limit 1
     )`;
 
-// However few of the events are wanted, no more than a page of them is looked at.
-const following = (all: boolean) =>
+const OF_USER = 'e.user_id = $4';
+
+// Of one user by an index of those. However few of the events are wanted, no more than a page of them is looked at.
+const following = (envs: string[], whom: string) =>
   pointRead<FeedRow>(`
   with scanned as materialized (
     select s.*, count(*) over ()::int as n, row_number() over (order by xid desc, id desc) = 1 as last from (
-      select * from (${all ? `${scanned('$2')} union all ${scanned(`''`)}` : scanned('$2')}) s
+      select * from (${envs.map((env) => scanned(env, whom === OF_USER ? whom : 'true')).join(' union all ')}) s
       order by xid, id limit ${SCANNED}
     ) s
   )
@@ -123,11 +125,15 @@ const following = (all: boolean) =>
     exists (select from audit_events e where tenant_id = $1 and env = $2 and xid >= $14::xid8) as coming, e.*
   from (select 1) one
   left join (
-    select ${COLUMNS}, xid::text as xid, n, ${all ? OF_ANY : 'e.user_id = $4'} and ${MATCHING} as wanted
-    from scanned e where last or ${all ? OF_ANY : 'e.user_id = $4'} and ${MATCHING}
+    select ${COLUMNS}, xid::text as xid, n, ${whom} and ${MATCHING} as wanted
+    from scanned e where last or ${whom} and ${MATCHING}
   ) e on true
   order by e.xid::xid8, e.id`);
-const FOLLOWING = { own: following(false), all: following(true) };
+const FOLLOWING = {
+  own: following(['$2'], OF_USER),
+  ofOne: following(['$2', `''`], OF_USER),
+  all: following(['$2', `''`], OF_ANY),
+};
 
 interface FeedRow extends EventRow {
   head: string;
@@ -163,7 +169,8 @@ export async function followAuditEvents(
   after: Position,
 ): Promise<Feed> {
   const end = await nowPosition(db);
-  const rows = await db.query(FOLLOWING[whose], [...valuesOf(filter), after.xid, after.id, end.xid]);
+  const which = whose === 'all' && filter.userId ? 'ofOne' : whose;
+  const rows = await db.query(FOLLOWING[which], [...valuesOf(filter), after.xid, after.id, end.xid]);
   const [{ head, coming }] = rows as [FeedRow];
   const found = rows.filter((row) => row.xid !== null);
   const last = found.at(-1);

@@ -53,11 +53,15 @@ export const auditWatchHandlers = (of: {
           due.told();
         }
         position = feed.position;
-        if (feed.more) continue;
-        coming = feed.coming ? Math.min(COMING_MS.last, coming * COMING_MS.slower) : COMING_MS.first;
-        do {
-          if (due.isDue()) yield { event: undefined, resumeToken: resumeToken(position) };
-        } while (!(await watch.news(feed.coming ? coming : due.left(), call.limits.signal!)) && !feed.coming);
+        const bookmark = () => ({ event: undefined, resumeToken: resumeToken(position) });
+        if (feed.more) {
+          if (due.isDue({ passing: true })) yield bookmark();
+        } else {
+          coming = feed.coming ? Math.min(COMING_MS.last, coming * COMING_MS.slower) : COMING_MS.first;
+          do {
+            if (due.isDue()) yield bookmark();
+          } while (!(await watch.news(feed.coming ? coming : due.left(), call.limits.signal!)) && !feed.coming);
+        }
         await sleep(Math.max(0, READ_MS - (performance.now() - began)));
         if (whose === 'all' && (await of.members.find(tenant, env, user, call.limits)).role !== Member_Role.ADMIN)
           throw denied('ADMIN_REQUIRED', 'the caller is no admin any more');

@@ -152,8 +152,8 @@ export interface WatchAuditEventsRequest {
 /** A response of WatchAuditEvents. */
 export interface WatchAuditEventsResponse {
   /**
-   * The event. Not set in a bookmark, which comes when all that was there has been told, and then every 15 seconds without
-   * an event.
+   * The event. Not set in a bookmark, which comes when all that was there has been told, and every 15 seconds without an
+   * event: before that as well, while events that are not wanted are passed over.
    */
   event:
     | AuditEvent

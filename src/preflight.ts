@@ -1,4 +1,5 @@
 import pg from 'pg';
+import { AHEAD, aheadText } from './audit/ahead.ts';
 import { readSchemaState, type SchemaState, schemaFault } from './db/migrate.ts';
 import { connectionSettings } from './db/pool.ts';
 import { UserError } from './errors.ts';
@@ -36,6 +37,11 @@ export async function checkDatabase(connectionString: string | undefined): Promi
     if (role.bypass) throw refuse('has BYPASSRLS');
     if (role.owned) throw refuse(`owns ${role.owned}, and could switch its row-level security off`);
     if (role.more) throw refuse(`may become ${role.more}, which no row-level security holds`);
+    // What was written now would come before what is sealed, and be found as inserted for good.
+    await client.query('begin; set local role memoryd_jobs');
+    const [ahead] = (await client.query(AHEAD)).rows;
+    await client.query('rollback');
+    if (ahead) throw new UserError(aheadText(ahead));
     const [older] = (await client.query(OLDER)).rows;
     return { ...state, olderUntil: Date.now() + (older?.ms ?? 0) };
   });

@@ -8,9 +8,10 @@ import { forgetInAudit } from '../src/audit/forget.ts';
 import { pruneAudit } from '../src/audit/prune.ts';
 import { sealAll, sealPlace } from '../src/audit/seal.ts';
 import { type Key, keyringOf } from '../src/db/keyring.ts';
+import { UserError } from '../src/errors.ts';
 import { keep } from './fixtures/aging.ts';
 import { EVENT, expectSound, newKey, openChaining, plantEvents, sealed, tamper, verified } from './fixtures/audit.ts';
-import { newTenant, ownerUrl, runSql, until, useOwnDatabase } from './support.ts';
+import { newTenant, ownerUrl, runSql, startTestServer, until, useOwnDatabase } from './support.ts';
 
 describe('the chain of the audit trail', () => {
   let leave: () => void;
@@ -279,14 +280,21 @@ describe('the chain of the audit trail', () => {
     expect(await expectSound(with_(fresh), scope)).to.deep.include({ blocks: 3, events: 6 });
   });
 
-  it('is refused where the database counts its transactions anew', async () => {
+  it('is refused where the database counts its transactions anew, and no server starts there', async () => {
     await threeBlocks();
-    await tamper(
-      `update audit_blocks set upto = (upto::text::bigint + 1000000)::text::xid8 where tenant_id = $1 and env = $2`,
-      place(),
-    );
+    const raise = (by: number) =>
+      tamper(`update audit_blocks set upto = (upto::text::bigint + $3)::text::xid8 where tenant_id = $1 and env = $2`, [
+        ...place(),
+        by,
+      ]);
+    await raise(1_000_000);
     await plantEvents(scope, 1);
     expect(await refused(sealPlace(chaining, scope))).to.be.instanceOf(ForeignNumbers);
+    const fault = await refused(startTestServer());
+    expect(fault).to.be.instanceOf(UserError);
+    expect(fault.message).to.contain(`the audit trail of ${scope.tenant}/dev goes up to transaction`);
+    await raise(-1_000_000);
+    await (await startTestServer()).stop();
   });
 
   it('belongs to its tenant and env', async () => {

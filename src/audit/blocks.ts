@@ -2,6 +2,7 @@ import type { Keyring } from '../db/keyring.ts';
 import type { Database } from '../db/pool.ts';
 import { query } from '../db/statement.ts';
 import { type TenantScope, type TenantTx, together, transaction } from '../db/transaction.ts';
+import { aheadText } from './ahead.ts';
 import { type BlockBody, hashOf, NO_HASH, type Position, START, signing } from './chain.ts';
 
 /** What the work on the chain of a tenant and env needs. */
@@ -62,12 +63,9 @@ export function chained<T>(
         : { blockNo: 0, upto: START, hash: NO_HASH, signature: '' }),
       ...now!,
     };
-    // A dump that was restored into another cluster: new events would come before those that are sealed.
-    if (BigInt(head.upto.xid) > BigInt(head.horizon)) {
-      throw new ForeignNumbers(
-        `the audit trail of ${scope.tenant}/${scope.env} goes up to transaction ${head.upto.xid}, this database only to ${head.horizon}: raise its next transaction id above that (pg_resetwal), or move the tenant with memoryd export and import`,
-      );
-    }
+    // New events would come before those that are sealed.
+    const { upto, horizon } = head;
+    if (BigInt(upto.xid) > BigInt(horizon)) throw new ForeignNumbers(aheadText({ ...scope, upto: upto.xid, horizon }));
     if (newest && !keyring.verifies(signing(scope), head.hash.toString('hex'), head.signature)) {
       const [id = 'none'] = /^[a-z0-9]{1,16}(?=\.)/.exec(head.signature) ?? [];
       const why = keyring.knows(head.signature)

@@ -8,7 +8,7 @@ import { exportJWK, exportSPKI, generateKeyPair, SignJWT } from 'jose';
 import { pino } from 'pino';
 import type { RunningServer } from '../src/server.ts';
 import { addMembers, ask, dump, expectNothingOf } from './fixtures/answers.ts';
-import { type Marks, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
+import { LONG_MS, type Marks, type Planted, plant, requestIdsOf } from './fixtures/places.ts';
 import { type Access, namesOfNothing, PROBES } from './fixtures/probes.ts';
 import { RPCS } from './fixtures/rpcs.ts';
 import { type Clients, connect, headersOf, metadataOf, newTenant, startTestServer, useOwnDatabase } from './support.ts';
@@ -57,14 +57,17 @@ describe('isolation by tokens', () => {
       { ...place, tenant: elsewhere },
       { ...place, env: 'prod' },
     ]);
-    const trusted = await startTestServer();
+    const trusted = await startTestServer({ callTimeout: LONG_MS });
     const planter = connect(`127.0.0.1:${trusted.port}`);
     victim = await plant(planter, place, marks, requestIdsOf());
     planter.close();
     await trusted.stop();
 
     const log = pino({ level: 'trace' }, { write: (line: string) => void lines.push(line) });
-    server = await startTestServer({ auth: 'jwt', jwks, issuer: ISSUER, audience: AUDIENCE }, log);
+    server = await startTestServer(
+      { callTimeout: LONG_MS, auth: 'jwt', jwks, issuer: ISSUER, audience: AUDIENCE },
+      log,
+    );
     client = connect(`127.0.0.1:${server.port}`);
     attacks = await attacksOn(tenant, elsewhere, good, forged.privateKey);
   });

@@ -26,8 +26,8 @@ export const ARTIFACTS: Mutant[] = [
   mutant(
     'a store that refuses is asked again for a day',
     'src/artifacts/upload-repository.ts',
-    '($15::bool or queue_time',
-    '($15::bool and false or queue_time',
+    '$15::bool or not rewrite and queue_time',
+    '$15::bool and false or not rewrite and queue_time',
     'uploads',
   ),
   mutant(

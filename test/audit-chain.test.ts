@@ -8,6 +8,7 @@ import { forgetInAudit } from '../src/audit/forget.ts';
 import { pruneAudit } from '../src/audit/prune.ts';
 import { sealAll, sealPlace } from '../src/audit/seal.ts';
 import { type Key, keyringOf } from '../src/db/keyring.ts';
+import { query } from '../src/db/statement.ts';
 import { UserError } from '../src/errors.ts';
 import { keep } from './fixtures/aging.ts';
 import { EVENT, expectSound, newKey, openChaining, plantEvents, sealed, tamper, verified } from './fixtures/audit.ts';
@@ -341,6 +342,26 @@ describe('the chain of the audit trail', () => {
       expect(await forget()).to.deep.equal({ events: 0, complete: true });
       await plantEvents(scope, 1);
       await sealed(chaining, scope);
+      await expectSound(chaining, scope);
+    });
+
+    it('is counted with each block, or that block is as it was', async () => {
+      await threeBlocks();
+      const counts: number[] = [];
+      const work = (failing: boolean) =>
+        forgetInAudit(chaining, scope, { user: 'other', pseudonym }, undefined, async (tx, count) => {
+          expect(
+            await tx.query(query('select from audit_events where tenant_id = $1 and user_id = $4'), [pseudonym]),
+          ).to.have.length(2 * (counts.length + 1));
+          if (failing && counts.length === 1) throw new Error('another has it');
+          counts.push(count);
+        });
+      expect((await refused(work(true))).message).to.equal('another has it');
+      const left = `select from audit_events where tenant_id = $1 and user_id = 'other'`;
+      expect(await runSql(ownerUrl(), left, [scope.tenant])).to.have.length(4);
+      await expectSound(chaining, scope);
+      expect(await work(false)).to.deep.equal({ events: 4, complete: true });
+      expect(counts).to.deep.equal([2, 2, 2]);
       await expectSound(chaining, scope);
     });
 

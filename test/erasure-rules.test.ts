@@ -259,6 +259,9 @@ describe('erasures', function () {
     expect(memory!.createdBy).to.match(/^erased-[0-9a-f-]{36}$/);
     const replayed = await client.project.putMemory({ ...fact, value: 'w', requestId }, as('other'));
     expect(replayed.memory).to.include({ version: 2, createdBy: memory!.createdBy });
+    const renamedIn = `select count(*)::int as n from audit_events e where strpos(e::text, $2) > 0 and tenant_id = $1`;
+    const [{ n: events }] = await runSql(ownerUrl(), renamedIn, [tenant, memory!.createdBy]);
+    expect(told.renamed.audit_events, 'counted block by block').to.equal(events);
     const alike = `select resource from audit_events where user_id <> 'user' and resource ~ '^(projects/user|budgets)/' order by id`;
     const [inProject, ...ofBudgets] = await tenantSql(tenant, alike);
     expect(inProject.resource, 'a project of the same name').to.match(/^projects\/user\/memories\//);

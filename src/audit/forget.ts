@@ -64,6 +64,9 @@ export interface Forgotten {
   complete: boolean;
 }
 
+/** Takes note of how many events a transaction changes, in that transaction. */
+export type Forgot = (tx: TenantTx, events: number) => Promise<void>;
+
 /**
  * Replaces what the audit events of a tenant and env hold of a user by a pseudonym, block by block, in a transaction each. For
  * each block a signed one follows that tells what the events say now, and what could tell what they said is destroyed: the
@@ -75,6 +78,7 @@ export async function forgetInAudit(
   scope: TenantScope,
   erased: Erased,
   signal?: AbortSignal,
+  forgot: Forgot = async () => {},
 ): Promise<Forgotten> {
   await sealPlace(chaining, scope, signal);
   const resources = resourcesNaming(erased.user);
@@ -85,7 +89,9 @@ export async function forgetInAudit(
     const found = await db.query(NAMING, [position.xid, position.id, erased.user, resources]);
     const named = found.filter((event) => event.named);
     if (named.length > 0) {
-      const done = await chained(chaining, scope, signal, (tx, head) => forgetIn(chaining, tx, head, named, erased));
+      const done = await chained(chaining, scope, signal, (tx, head) =>
+        forgetIn(chaining, tx, head, named, erased, forgot),
+      );
       if (!done) return { events, complete: false };
       events += done.events;
       position = done.upto;
@@ -104,6 +110,7 @@ async function forgetIn(
   head: Head,
   named: Position[],
   erased: Erased,
+  forgot: Forgot,
 ): Promise<{ events: number; upto: Position } | undefined> {
   const [block] = await tx.query(BLOCK_OF, [named[0]!.xid, named[0]!.id]);
   if (!block) return undefined;
@@ -120,6 +127,7 @@ async function forgetIn(
   const changed = JSON.stringify(events.map((event) => redacted(event, erased)));
   const salted = sealing.map(({ blockNo, salts }) => ({ block_no: blockNo, salts: salts.toString('hex') }));
   await tx.query(ERASE, [changed, JSON.stringify(salted)]);
+  await forgot(tx, events.length);
 
   const after = await tx.query(EVENTS, [sealed]);
   const { salts, ...said } = leavesOf(after);

@@ -12,6 +12,7 @@ import { receiptText, signReceipt } from './receipt.ts';
 import {
   type Claim,
   claimErasure,
+  countForgotten,
   finishErasure,
   keepErasure,
   outlookOf,
@@ -138,7 +139,8 @@ async function erase(
     if (lateSeconds > 0) return { what: 'LATE_WRITES', seconds: lateSeconds };
     if ((await look()).rewriting > 0) return { what: 'SNAPSHOT_STORE' };
     const named = { user: scope.user, pseudonym: claim.pseudonym };
-    const { complete } = await forgetInAudit({ database, keyring }, scope, named, over);
+    const forgot = (tx: TenantTx, events: number) => countForgotten(tx, claim, events);
+    const { complete } = await forgetInAudit({ database, keyring }, scope, named, over, forgot);
     if (!complete) return { what: 'LATE_WRITES', seconds: HORIZON_SECONDS };
     await run('erasures.finish', (tx) =>
       finishErasure(tx, claim, (row) => {

@@ -212,19 +212,26 @@ export async function outlookOf(tx: TenantTx, id: string, settledSeconds: number
   return row!;
 }
 
-// Events that the audit trail has replaced the name in are counted by what they name now.
-const LOCK = query<ErasureRow & { now: Timestamp; events: number }>(`
-  select ${COLUMNS}, clock_timestamp() as now, (
-      select count(*)::int from audit_events e
-      where e.tenant_id = $1 and e.env in ($2, '') and strpos(e::text, pseudonym) > 0) as events
-  from erasures
+const FORGOT = query(`
+  update erasures set renamed = renamed || jsonb_build_object('audit_events', coalesce((renamed ->> 'audit_events')::bigint, 0) + $6::bigint)
+  where tenant_id = $1 and env = $2 and id = $4::uuid and worker = $5::uuid
+  returning 1`);
+
+/** Counts audit events in the transaction that renames in them, which fails if another worker has the erasure. */
+export async function countForgotten(tx: TenantTx, { id, worker }: Claim, events: number): Promise<void> {
+  const counted = await tx.query(FORGOT, [id, worker, events]);
+  if (counted.length === 0) throw new Error('another worker has the erasure');
+}
+
+const LOCK = query<ErasureRow & { now: Timestamp }>(`
+  select ${COLUMNS}, clock_timestamp() as now from erasures
   where tenant_id = $1 and env = $2 and id = $4::uuid and worker = $5::uuid for update`);
 
 // From here on nothing tells whose it was, nor what stands for them.
 const FINISH = change<ErasureRow>(`
   with done as (
     update erasures set state = ${DONE}, user_id = null, pseudonym = null, waiting_for = '', worker = null, due_time = null,
-      finish_time = $12::timestamptz, receipt = $13::text, signature = $14, renamed = $15::jsonb
+      finish_time = $12::timestamptz, receipt = $13::text, signature = $14
     where tenant_id = $1 and env = $2 and id = $11::uuid
     returning id
   ), ${audited('users.erased', 'done', {
@@ -241,7 +248,6 @@ export async function finishErasure(
 ): Promise<void> {
   const [row] = await tx.query(LOCK, [id, worker]);
   if (!row) return;
-  const renamed = { ...row.renamed, audit_events: row.events };
-  const { finishTime, text, signature } = sign({ ...row, renamed });
-  await tx.final(FINISH, [id, finishTime, text, signature, JSON.stringify(renamed)]);
+  const { finishTime, text, signature } = sign(row);
+  await tx.final(FINISH, [id, finishTime, text, signature]);
 }

@@ -19,6 +19,7 @@ import {
   rowCounts,
   startTestServer,
   tenantSql,
+  useOwnDatabase,
 } from './support.ts';
 
 const { HUMAN } = MessageRole;
@@ -29,10 +30,16 @@ describe('retention of messages', () => {
   let headers: Record<string, string>;
   let client: Clients;
 
+  let restore = () => {};
+
   before(async () => {
+    restore = await useOwnDatabase();
     server = await startTestServer();
   });
-  after(() => server.stop());
+  after(async () => {
+    await server?.stop();
+    restore();
+  });
   beforeEach(async () => {
     tenant = await newTenant(['user', 'admin']);
     headers = headersOf(tenant);

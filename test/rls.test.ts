@@ -16,7 +16,7 @@ import {
   type Table,
   tenantTables,
 } from './fixtures/roles.ts';
-import { appUrl, connect, newTenant, ownerUrl, runSql, startTestServer, until } from './support.ts';
+import { appUrl, connect, newTenant, ownerUrl, runSql, startTestServer, until, useOwnDatabase } from './support.ts';
 
 const APPEND_ONLY = ['audit_events', 'audit_blocks'];
 
@@ -26,10 +26,13 @@ describe('row-level security', () => {
   let mine: Place;
   let theirs: Place;
   let planted: Planted;
-  /** A row of each table, as other tests sweep all tenants meanwhile. */
+  /** A row of each table. */
   const rows = new Map<string, object>();
 
+  let restore = () => {};
+
   before(async () => {
+    restore = await useOwnDatabase();
     tables = await allTables();
     protectedTables = tenantTables(tables);
     const server: RunningServer = await startTestServer();
@@ -85,6 +88,8 @@ describe('row-level security', () => {
     client.close();
     await server.stop();
   });
+
+  after(() => restore());
 
   it('is enabled and forced on every table of tenants', () => {
     expect(tables.filter((t) => !t.of_tenant).map((t) => t.name)).to.deep.equal(OF_THE_SCHEMA);

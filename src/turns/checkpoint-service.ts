@@ -39,7 +39,8 @@ export const checkpointHandlers: Pick<Handlers<typeof MemoryServiceService>, Che
       if (restored.length === 0) throw await whyNotRestored(call.db, sessionId, checkpointId);
       return restored;
     });
+    const session = sessionFromRow(row!); // refuses what is gone by now
     call.stored(Buffer.byteLength(JSON.stringify(row!.state)));
-    return { session: sessionFromRow(row!) };
+    return { session };
   },
 };

@@ -196,7 +196,7 @@ export const RULES: Mutant[] = [
     'src/rpc/inflight.ts',
     'if (count >= limit)',
     'if (count >= 2 * limit)',
-    'load',
+    'inflight',
   ),
   mutant(
     'requests that nobody finishes may hold any number of bytes',

@@ -90,7 +90,7 @@ export const DURABILITY: Mutant[] = [
     `limits.signal?.addEventListener('abort', cancel);
   if (limits.signal?.aborted) cancel();`,
     '',
-    'load',
+    'load: cancels the query of a call that its client cancels',
   ),
   mutant(
     'no result is stored under the request_id of a change of one statement',
@@ -226,6 +226,6 @@ export const DURABILITY: Mutant[] = [
     'src/tenants/expiry.ts',
     `hint: { table: 'dropped_threads', due: 'true' }`,
     `hint: { table: 'dropped_threads', due: 'false' }`,
-    'sweep',
+    'sweep: removes nothing that is not due',
   ),
 ];

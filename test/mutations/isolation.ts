@@ -16,7 +16,11 @@ const withoutPolicies = {
 
 /** Bugs that show somebody what is another's. */
 export const ISOLATION: Mutant[] = [
-  { bug: 'a session is read without naming its tenant', edits: [withoutTenant], caughtBy: ['isolation-predicates'] },
+  {
+    bug: 'a session is read without naming its tenant',
+    edits: [withoutTenant],
+    caughtBy: ['isolation-predicates: answers another tenant for what exists'],
+  },
   { bug: 'row-level security is off', edits: [withoutPolicies], caughtBy: ['rls'] },
   { bug: 'both of these', edits: [withoutTenant, withoutPolicies], caughtBy: ['isolation'] },
   mutant(
@@ -52,21 +56,21 @@ export const ISOLATION: Mutant[] = [
     'src/bundles/handoffs.ts',
     `where tenant_id = $1 and env = $2 and id = $11::uuid and lease_token`,
     'where tenant_id = $1 and id = $11::uuid and lease_token',
-    'isolation-predicates',
+    'isolation-predicates: answers another env for what exists',
   ),
   mutant(
     'a session is read without naming its user',
     'src/sessions/repository.ts',
     GET_SESSION,
     GET_SESSION.replace('user_id = $3 and ', ''),
-    'isolation',
+    'isolation: answers another user for what exists',
   ),
   mutant(
     "a forward takes another user's bundle",
     'src/bundles/repository.ts',
     'where tenant_id = $1 and env = $2 and user_id = $3 and id = $11::uuid and (expire_time',
     'where tenant_id = $1 and env = $2 and id = $11::uuid and (expire_time',
-    'isolation',
+    'isolation: answers another user for what exists',
   ),
   mutant(
     "a replay gives another user's answer",

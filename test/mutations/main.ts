@@ -69,13 +69,21 @@ interface Run {
   fault: string;
 }
 
-/** Runs test files of a workplace, up to the first failure. */
+const fileOf = (name: string) => name.split(': ')[0]!;
+
+/** What mocha runs only: of all files, or, where they are named, of one. */
+function onlyOf(names: string[]): string[] {
+  const [title] = names.map((name) => name.slice(fileOf(name).length + 2));
+  return names.length === 1 && title ? ['--fgrep', title] : [];
+}
+
+/** Runs tests of a workplace, up to the first failure. */
 async function runTests(
   { folder, postgres }: Workplace,
   names: string[],
   { limitMs = LIMIT_MS, migrated = true } = {},
 ): Promise<Run> {
-  const files = names.map((name) => `test/${name}.test.ts`);
+  const files = names.map((name) => `test/${fileOf(name)}.test.ts`);
   const report = join(folder, 'report.json');
   const options = [
     '--no-config',
@@ -90,7 +98,7 @@ async function runTests(
   await rm(report, { force: true });
   const child = spawn(
     process.execPath,
-    ['node_modules/mocha/bin/mocha.js', ...options, ...reporter, '--bail', '--exit', ...files],
+    ['node_modules/mocha/bin/mocha.js', ...options, ...reporter, ...onlyOf(names), '--bail', '--exit', ...files],
     {
       cwd: folder,
       env: {
@@ -165,7 +173,7 @@ async function judge(place: Workplace, { edits, caughtBy }: Mutant): Promise<{ c
 
 /** What is wrong with the tests when there is no bug in the service, or ''. */
 async function faultWithoutMutants(places: Workplace[], mutants: Mutant[]): Promise<string> {
-  const files = [...new Set(mutants.flatMap((mutant) => mutant.caughtBy))];
+  const files = [...new Set(mutants.flatMap((mutant) => mutant.caughtBy.map(fileOf)))];
   const shares = places
     .map((place, i) => ({ place, names: files.filter((_file, n) => n % places.length === i) }))
     .filter(({ names }) => names.length > 0);

@@ -4,7 +4,10 @@ export interface Mutant {
   bug: string;
   /** Each text must be found exactly once, so that a mutant says when the code has moved on without it. */
   edits: { file: string; find: string; replace: string }[];
-  /** The test files of which at least one test must fail, without `.test.ts`. */
+  /**
+   * The test files of which at least one test must fail, without `.test.ts`: `file`, or of one `file: part of the title` of the
+   * tests to run, where all of it take long.
+   */
   caughtBy: string[];
 }
 

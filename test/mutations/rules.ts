@@ -111,7 +111,7 @@ export const RULES: Mutant[] = [
     'src/rpc/denials.ts',
     'if (!caller.tenant || !caller.env || !allowed(caller)) return;',
     'return;',
-    'audit',
+    'audit: has refused attempts, at a bounded rate',
   ),
   mutant(
     'denied attempts are recorded without bound',
@@ -203,7 +203,7 @@ export const RULES: Mutant[] = [
     'src/rpc/intake.ts',
     'ofConnection() + more > MOST_OF_CONNECTION',
     'bytes > MOST_OF_CONNECTION',
-    'intake',
+    "intake: holds only so much of a connection's unfinished ones in parts",
   ),
   mutant(
     'what an unfinished request held is not given back',
@@ -217,13 +217,13 @@ export const RULES: Mutant[] = [
     'src/rpc/intake.ts',
     'if (since + requestMs > now) break',
     'if (since > 0) break',
-    'intake',
+    'intake: ends those that do not end in time',
   ),
   mutant(
     'a response that nobody reads is kept',
     'src/rpc/intake.ts',
     'since + 2 * requestMs > now',
     'since > 0',
-    'intake',
+    'intake: drops a response that its caller does not read',
   ),
 ];

@@ -7,14 +7,14 @@ export const TRANSFER: Mutant[] = [
     'src/transfer/rules.ts',
     'messages: ofLiveThread,\n',
     '\n',
-    'transfer',
+    'transfer: hold nothing of another one, nor what belongs to none',
   ),
   mutant(
     'an export of a project holds threads that another project shares',
     'src/transfer/rules.ts',
     "s.project_id not in ($3, '')",
     'false',
-    'transfer',
+    'transfer: hold nothing of another one, nor what belongs to none',
   ),
   mutant(
     'an import believes a file that was altered',
@@ -28,7 +28,7 @@ export const TRANSFER: Mutant[] = [
     'src/transfer/import.ts',
     'if (differing.length > 0) throw differs',
     'if (differing.length < 0) throw differs',
-    'transfer',
+    'transfer: refuses to store over something else',
   ),
   mutant(
     'a tenant appears before all of it is there',
@@ -42,7 +42,7 @@ export const TRANSFER: Mutant[] = [
     'src/transfer/export.ts',
     'at = rows.at(-1)!.position;',
     'at = rows.at(-1)!.position.map((key) => (/^\\d+$/.test(key) ? String(Number(key) + 1) : key));',
-    'transfer-command',
+    'transfer-command: needs no more memory than of little',
   ),
   mutant(
     'an import changes a session that is here already',
@@ -70,7 +70,7 @@ export const TRANSFER: Mutant[] = [
     'src/transfer/rules.ts',
     "else ${rest} ~ '${kinds}' end",
     'else true end',
-    'transfer',
+    'transfer: hold no events of another whose id goes on',
   ),
   mutant(
     'words of deleted memories are exported',

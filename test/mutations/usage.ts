@@ -63,7 +63,7 @@ export const USAGE: Mutant[] = [
     'src/usage/budgets.ts',
     ` and id > (select ${'$'}{idBefore('min(began)')} from budget)`,
     '',
-    'usage-rollups',
+    'usage-rollups: are told beside 20,000 calls that wait for them',
   ),
   mutant(
     'fewer tokens are believed in all than in the parts',
@@ -77,7 +77,7 @@ export const USAGE: Mutant[] = [
     'src/tenants/places.ts',
     'if (await step(place)) more.push(place);',
     'while (await step(place));',
-    'usage-rollups',
+    'usage-rollups: are made of what waits in turns',
   ),
   mutant(
     'a member changes the budget that an admin has set',

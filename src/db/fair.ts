@@ -15,6 +15,9 @@ export interface FairShare {
 export const mayTakeMore = (own: number, taken: number, limit: number): boolean =>
   own === 0 || own <= 3 * (limit - taken);
 
+/** What somebody gets who is alone. */
+export const mostOf = (limit: number): number => (3 / 4) * limit;
+
 /** Those who wait are served in turns: nobody waits for all that another asked for before. */
 export function fairShare(limit: number, waitMs: number): FairShare {
   const held = new Map<string, number>();

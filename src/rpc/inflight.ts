@@ -6,8 +6,8 @@ export interface InFlight {
   enter(): void;
   leave(): void;
   readonly count: number;
-  /** Tells who may not go on that there are too many: all together, or those `of` somebody. */
-  refuse(of?: string): never;
+  /** Tells who may not go on that there are too many: all together, or those `of` somebody who may have so many. */
+  refuse(of?: string, most?: number): never;
   /** Refuses every new one from now on. */
   close(): void;
   /** Resolves when none is under way. */
@@ -40,8 +40,8 @@ export function inFlight(limit: number, what = 'calls in flight', clock = Date.n
   let count = 0;
   let closed = false;
   let waiting: (() => void)[] = [];
-  const refuse = (of = ''): never => {
-    throw exhausted('TOO_MANY_CALLS', `too many ${what}${of}`, retryAfter(limit));
+  const refuse = (of = '', most = limit): never => {
+    throw exhausted('TOO_MANY_CALLS', `too many ${what}${of}`, retryAfter(most));
   };
   return {
     limit,

@@ -1,4 +1,4 @@
-import { mayTakeMore } from '../db/fair.ts';
+import { mayTakeMore, mostOf } from '../db/fair.ts';
 import type { Identity } from './context.ts';
 import type { RpcError } from './errors.ts';
 import { type InFlight, pushback } from './inflight.ts';
@@ -58,7 +58,8 @@ export function turnstile(entrances: { calls: InFlight; streams: InFlight }, clo
       if (!tenant) return nothing; // an operator's, or anybody's
       const taken = takenBy(tenant);
       const entrance = entrances[kind];
-      if (!mayTakeMore(taken[kind], entrance.count - 1, entrance.limit)) entrance.refuse(' of this tenant');
+      if (!mayTakeMore(taken[kind], entrance.count - 1, entrance.limit))
+        entrance.refuse(' of this tenant', mostOf(entrance.limit));
       const { maxConcurrentCalls: most = 0, maxCallsPerSecond: rate = 0 } = quotas;
       if (most && kind === 'calls' && taken.calls >= most) {
         taken.pushback ??= pushback(clock);

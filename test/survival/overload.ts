@@ -11,7 +11,7 @@ const SERVED = 64;
 const TIMES = 10;
 const CONNECTIONS = 10;
 const KEEPS = 0.8;
-const LEAST_ROUNDS = 3;
+const LEAST_ROUNDS = 5;
 
 interface Measured {
   /** Calls that went well, each second. */

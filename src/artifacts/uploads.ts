@@ -9,6 +9,7 @@ import type { Metrics } from '../rpc/metrics.ts';
 import { describe } from '../rpc/observe.ts';
 import { folderOf, isOf, pack, type Subject } from '../snapshots/archive.ts';
 import { type Store, StoreError } from '../snapshots/store.ts';
+import { inTurns } from '../tenants/places.ts';
 import { partsOf } from './records.ts';
 import { TOO_MUCH } from './repository.ts';
 import {
@@ -46,14 +47,9 @@ export function startUploads(connectionString: string | undefined, uploading: Up
     async (pool) => {
       if (round++ % COUNT_EVERY === 0) metrics.snapshots(await uploadCounts(pool));
       // One of each tenant in turn, so that one with many does not keep the others waiting.
-      for (let tenants = await tenantsWithDueUploads(pool); tenants.length > 0; ) {
-        const more: typeof tenants = [];
-        for (const tenant of tenants) {
-          if (ending.signal.aborted) return;
-          if (await uploadNext(uploading, { ...tenant, user: '' }, ending.signal)) more.push(tenant);
-        }
-        tenants = more;
-      }
+      await inTurns(await tenantsWithDueUploads(pool), async (tenant) =>
+        ending.signal.aborted ? false : uploadNext(uploading, { ...tenant, user: '' }, ending.signal),
+      );
     },
     (error) => log.debug({ err: describe(error) }, 'looking for uploads'),
   );

@@ -7,6 +7,7 @@ import { keeping, rounds, waitSeconds } from '../db/queue.ts';
 import { timestampText } from '../db/statement.ts';
 import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
 import { describe } from '../rpc/observe.ts';
+import { inTurns } from '../tenants/places.ts';
 import { fold } from '../usage/fold.ts';
 import { receiptText, signReceipt } from './receipt.ts';
 import {
@@ -49,14 +50,9 @@ export function startErasures(connectionString: string | undefined, erasing: Era
     EVERY_MS,
     async (pool) => {
       // One of each tenant in turn, so that one with many does not keep the others waiting.
-      for (let tenants = await tenantsWithDueErasures(pool); tenants.length > 0; ) {
-        const more: typeof tenants = [];
-        for (const tenant of tenants) {
-          if (ending.signal.aborted) return;
-          if (await eraseNext(erasing, { ...tenant, user: '' }, ending.signal)) more.push(tenant);
-        }
-        tenants = more;
-      }
+      await inTurns(await tenantsWithDueErasures(pool), async (tenant) =>
+        ending.signal.aborted ? false : eraseNext(erasing, { ...tenant, user: '' }, ending.signal),
+      );
     },
     (error) => erasing.log.debug({ err: describe(error) }, 'looking for erasures'),
   );

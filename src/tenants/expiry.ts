@@ -66,7 +66,7 @@ const SWEEP = removal(
   ),`,
 );
 
-const everyDuePlace = duePlaces(KINDS.map((kind) => kind.hint ?? kind));
+const everyDuePlace = duePlaces(KINDS);
 
 /**
  * Removes what has expired, or is older than its tenant keeps it, of all tenants, in batches. Audit events stay without the keys

@@ -24,9 +24,12 @@ export async function inTurns<Place>(
   places: AsyncIterable<Place> | Iterable<Place>,
   step: (place: Place) => Promise<boolean>,
 ): Promise<void> {
-  const more: Place[] = [];
-  for await (const place of places) if (await step(place)) more.push(place);
-  if (more.length > 0) await inTurns(more, step);
+  let more: Place[];
+  do {
+    more = [];
+    for await (const place of places) if (await step(place)) more.push(place);
+    places = more;
+  } while (more.length > 0);
 }
 
 /** A bounded piece of work in a place. Tells whether there is more to do. */
@@ -39,12 +42,16 @@ export const everyPlace = (database: Database, signal: AbortSignal | undefined, 
 // The role that sees where work is due, of all tenants, and no content.
 const AS_JOBS = query(`select set_config('role', 'memoryd_jobs', true)`);
 
+/** What may be due, or the hint that tells where it may be. */
+type Due = Pick<Kind, 'table' | 'due' | 'hint'>;
+
 /**
  * The places where rows of these kinds may be due, a thousand tenants at a time: a look into the index of each kind costs some
  * microseconds, a visit half a millisecond. `limit` keeps the planner from reading whole tables to hash them.
  */
-const due = (kinds: Pick<Kind, 'table' | 'due'>[], of: string) => {
-  const looks = kinds.map(({ table, due }) => {
+const due = (kinds: Due[], of: string) => {
+  const looks = kinds.map((kind) => {
+    const { table, due } = kind.hint ?? kind;
     const where = ` and ${due}`.replaceAll('$1', 'tenants.tenant_id').replaceAll('$2', 'place.env');
     return `(select true from ${table} where tenant_id = tenants.tenant_id and env = place.env${where} limit 1)`;
   });
@@ -67,7 +74,7 @@ export const inDue = (
   });
 
 /** Takes steps in the places where rows of these tables may be due, in turns, of tenants for which a condition holds. */
-export function duePlaces(kinds: Pick<Kind, 'table' | 'due'>[], of = 'true') {
+export function duePlaces(kinds: Due[], of = 'true') {
   const statement = due(kinds, of);
   return (database: Database, signal: AbortSignal | undefined, step: Step): Promise<void> =>
     inDue(statement, [], database, signal, step);

@@ -39,10 +39,7 @@ const REMOVE = removal(RETAINED);
 /** A batch of each kind but messages. */
 export const removeAged = (tx: FinalTx): Promise<Count[]> => tx.final(REMOVE);
 
-const everyDuePlace = duePlaces(
-  [...RETAINED.map((kind) => kind.hint ?? kind), THREADS_AGED],
-  `policies -> 'retention' <> '{}'`,
-);
+const everyDuePlace = duePlaces([...RETAINED, THREADS_AGED], `policies -> 'retention' <> '{}'`);
 
 /** Removes what is older than its tenant keeps it, in batches. */
 export async function retain(

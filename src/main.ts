@@ -1,50 +1,8 @@
 #!/usr/bin/env node
-import { Command } from 'commander';
-import { auditCommand } from './cli/audit.ts';
-import { keysCommand } from './cli/keys.ts';
-import { migrateCommand } from './cli/migrate.ts';
-import { rehydrateCommand } from './cli/rehydrate.ts';
-import { devCommand, serveCommand } from './cli/serve.ts';
-import { sessionCommand } from './cli/session.ts';
-import { sweepCommand } from './cli/sweep.ts';
-import { tailCommand } from './cli/tail.ts';
-import { tenantCommand } from './cli/tenant.ts';
-import { exportCommand, importCommand } from './cli/transfer.ts';
-import { usageCommand } from './cli/usage.ts';
-import { UserError } from './errors.ts';
+import { enableCompileCache } from 'node:module';
+import { fileURLToPath } from 'node:url';
 
-const ENVIRONMENT = `
-Environment:
-  DATABASE_URL  the Postgres to use, or the standard PG* variables
-  OTEL_*        the standard variables of OpenTelemetry: traces are sent if an endpoint is set`;
-
-const program = new Command('memoryd')
-  .description('Session memory for chat and agent orchestrators: a multi-tenant gRPC service on Postgres.')
-  .addHelpText('after', ENVIRONMENT);
-
-for (const command of [
-  devCommand,
-  serveCommand,
-  migrateCommand,
-  tenantCommand,
-  sweepCommand,
-  exportCommand,
-  importCommand,
-  rehydrateCommand,
-  sessionCommand,
-  usageCommand,
-  tailCommand,
-  auditCommand,
-  keysCommand,
-]) {
-  program.addCommand(command());
-}
-
-try {
-  await program.parseAsync();
-} catch (error) {
-  // One line for what the user can mend; a stack for what we must.
-  if (error instanceof UserError) console.error(`memoryd: ${error.message}`);
-  else console.error((await import('./rpc/observe.ts')).describe(error));
-  process.exit(1);
-}
+// Each start after the first is without stripping types and compiling: two thirds of the time, 15 MB less. Where the folder
+// cannot be written nothing is kept. Imported after it, as all that is imported above is loaded before.
+enableCompileCache(fileURLToPath(new URL('../node_modules/.cache/memoryd', import.meta.url)));
+await import('./cli/program.ts');

@@ -5,14 +5,14 @@ import { compareAll } from './compare.ts';
 import { hasPeers, startField } from './field.ts';
 import { idleLine, measureIdleWatches } from './idle.ts';
 import { measureMemory } from './memory.ts';
-import { barsOf, COMPARISONS, MOST, peerBars, peerComparisons, SINGLE } from './plan.ts';
+import { barsOf, COMPARISONS, GROWING, LARGE, MOST, peerBars, peerComparisons, SINGLE } from './plan.ts';
 import { drawing } from './plot.ts';
 import { type Bar, barOf, barTable, roundedRow, table } from './report.ts';
 import { type Contestant, runGroup } from './rounds.ts';
 import { measureDev, measureServe } from './startup.ts';
 import { measureSweep } from './sweep.ts';
 import { measureUsage, type UsageRow } from './usage.ts';
-import { type Database, makeDatabase, makeWorld, type World } from './world.ts';
+import { makeDatabase, makeWorld, type World } from './world.ts';
 
 const QUICK = { rounds: 3, barRounds: 9, ms: 300, starts: 3 };
 const PATIENT = { rounds: 7, barRounds: 21, ms: 1000, starts: 5 };
@@ -80,7 +80,8 @@ async function bench({ quick, full, peers, json, svg, profile, usage }: Options)
     if (profile) return await profileGetSession(world, ours, profile);
 
     progress('warming up');
-    await warmUp(world, ours);
+    await warmUp(world, ours, SINGLE, 1000);
+    await warmUp(world, field.get(LARGE)!, GROWING, 2000);
     const comparisons = [...COMPARISONS, ...peerComparisons(threads)];
     const wanted = [...barsOf(large), ...peerBars(threads)];
     const { rows, bars } = await compareAll(world.postgresCpu, field, comparisons, wanted, effort, progress);
@@ -89,7 +90,7 @@ async function bench({ quick, full, peers, json, svg, profile, usage }: Options)
     for (const child of children) child.stop();
     progress(`${IDLE_WATCHES.toLocaleString('en')} idle watches`);
     const idle = await measureIdleWatches(world, database, IDLE_WATCHES);
-    bars.push(...(await startBars(world, database, effort.starts)));
+    bars.push(...(await startBars(world, effort.starts)));
     progress(`a sweep of ${SWEPT.toLocaleString('en')} tenants`);
     const sweepMs = await measureSweep(database, SWEPT, effort.starts);
     bars.push(barOf(`sweep of ${SWEPT.toLocaleString('en')} tenants ms`, sweepMs, 'at most', 1000));
@@ -105,16 +106,18 @@ async function bench({ quick, full, peers, json, svg, profile, usage }: Options)
 const usageTable = (rows: UsageRow[]): string =>
   rows.map(({ told, rows: count, ms }) => `| ${told} | ${count} | ${ms.toFixed(ms < 10 ? 1 : 0)} ms |`).join('\n');
 
-/** So that V8 has compiled what is called much. */
-async function warmUp({ postgresCpu }: World, ours: Contestant): Promise<void> {
-  for (const operation of SINGLE) {
-    await runGroup(postgresCpu, { operation, callers: MOST, contestants: [ours], rounds: 0, ms: 1000 });
+/** So that V8 has compiled what is called much, in each of the processes that are compared. */
+async function warmUp({ postgresCpu }: World, ours: Contestant, operations: string[], ms: number): Promise<void> {
+  for (const operation of operations) {
+    await runGroup(postgresCpu, { operation, callers: MOST, contestants: [ours], rounds: 0, ms });
   }
 }
 
-async function startBars(world: World, database: Database, times: number): Promise<Bar[]> {
+async function startBars(world: World, times: number): Promise<Bar[]> {
   progress('starts of `serve`');
-  const { readyMs, idleMb } = await measureServe(world, database, times);
+  // In which the jobs have nothing left to do of all that was stored here.
+  const idle = await makeDatabase(world, 'memoryd_bench_idle');
+  const { readyMs, idleMb } = await measureServe(world, idle, times);
   progress('first start of `dev`');
   const devMs = await measureDev(world);
   return [

@@ -29,7 +29,18 @@ export async function measureServe(
   for (let time = 0; time < times; time++) {
     const port = await freePort();
     const start = performance.now();
-    const flags = ['--auth', 'trusted', '--port', String(port), '--key-file', keyFile, '--snapshot-store', 'none'];
+    const flags = [
+      '--auth',
+      'trusted',
+      '--port',
+      String(port),
+      '--key-file',
+      keyFile,
+      '--snapshot-store',
+      'none',
+      '--drain-wait',
+      '0s',
+    ];
     const child = memoryd(['serve', ...flags], { DATABASE_URL: databaseUrl });
     try {
       await untilServing(port, child);

@@ -88,7 +88,12 @@ export async function startServer(config: Config, features: Features, log: Logge
     const finishers: (() => Promise<void>)[] = [];
     const deps = { config, kernel, metrics, log, atEnd: (finish: () => Promise<void>) => void finishers.push(finish) };
 
-    const transport = createTransport({ ...config, authenticate, unknownMethod: metrics.unknownMethod });
+    const transport = createTransport({
+      ...config,
+      authenticate,
+      observe: kernel.observe,
+      unknownMethod: metrics.unknownMethod,
+    });
     const services = features.services(deps);
     const names = [
       ...new Set(

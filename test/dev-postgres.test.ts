@@ -194,9 +194,7 @@ describe('embedded Postgres', function () {
     await first.stop();
     expect(await exists(join(folder, 'dev.pid'))).to.equal(false);
     expect(await exists(join(data, 'postmaster.pid'))).to.equal(false);
-    const since = performance.now();
     const second = await start(folder);
-    expect(performance.now() - since).to.be.below(5_000);
     expect(await query(second.url, 'select what from kept')).to.deep.equal([{ what: '1' }]);
   });
 

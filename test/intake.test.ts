@@ -96,6 +96,12 @@ describe('the intake', () => {
       });
       return { refused: () => refused, sent: Promise.all(sent) };
     };
+    /** Calls of `ListSessions` that a server has counted with this status. */
+    const counted = async ({ metrics }: RunningServer, code: string): Promise<number> => {
+      const { values } = await metrics.registry.getSingleMetric('memoryd_calls_total')!.get();
+      const are = { method: 'MemoryService/ListSessions', code };
+      return values.find(({ labels }) => labels.method === are.method && labels.code === are.code)?.value ?? 0;
+    };
     const others = () => connect(`127.0.0.1:${server.port}`, headersOf(tenant));
 
     it('ends those that do not end in time: that never began, broke off, or were not closed', async () => {
@@ -112,6 +118,7 @@ describe('the intake', () => {
       const ended = Promise.all(streams.map((stream) => once(stream, 'close')));
       expect(await Promise.all(streams.map(statusOf))).to.deep.equal(Array(3).fill('DEADLINE_EXCEEDED'));
       await ended; // nor do they stay open
+      expect(await counted(hasty, 'DEADLINE_EXCEEDED')).to.equal(3);
       const next = open();
       next.end(whole);
       expect(await statusOf(next)).to.equal('OK');
@@ -142,9 +149,11 @@ describe('the intake', () => {
     for (const [what, bytes, more] of SHAPES) {
       it(`holds only so much of a connection's unfinished ones ${what}, and serves the others`, async () => {
         const fit = Math.floor(MOST_OF_CONNECTION / framed(Buffer.alloc(MOST)).length);
+        const before = await counted(server, 'RESOURCE_EXHAUSTED');
         const { refused } = refusals(2 * fit, bytes, more);
         await until(async () => refused() >= fit);
         expect(refused()).to.be.below(2 * fit);
+        expect((await counted(server, 'RESOURCE_EXHAUSTED')) - before).to.be.within(refused(), 2 * fit - 1);
         const client = others();
         await client.conversation.appendMessages({
           threadId: `beside ${what}`,
@@ -162,6 +171,7 @@ describe('the intake', () => {
       stream.write(framed(Buffer.alloc(MOST)).subarray(0, 100_000));
       expect(await statusOf(stream)).to.equal('UNAUTHENTICATED');
       await once(stream, 'close');
+      expect(await counted(server, 'UNAUTHENTICATED')).to.equal(1);
     });
 
     it('gives back what a request held when it ends', async () => {

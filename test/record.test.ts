@@ -5,6 +5,7 @@ import { Check } from '../src/rpc/validate.ts';
 import { checkTurn, RECORD_BYTES, recordBytes, recordOf } from '../src/turns/record.ts';
 import { fitted, leastOf, summaryOf } from '../src/turns/summary.ts';
 import { jsonBytes, shares } from '../src/turns/text.ts';
+import { outOfProportion } from './fixtures/growth.ts';
 import { json, row, times, UGLY } from './fixtures/results.ts';
 
 describe('the recorder', () => {
@@ -70,24 +71,21 @@ describe('the recorder', () => {
     );
   });
 
-  it('costs what is read, not what it is made of: 4 MB of any shape', function () {
-    this.timeout(60_000);
-    const size = 4 * 1024 * 1024 - 1000;
-    const shapes = ['[]', '{}', '1', '""', 'null', '{"a":1}', '{"path":"x"}', '"\\u0000"', '[[1,2],[3]]'];
-    const payloads = shapes.map((unit) => `[${`${unit},`.repeat(size / (unit.length + 1) - 2)}1]`);
-    payloads.push(
-      '['.repeat(size / 2) + ']'.repeat(size / 2),
-      '{"a":'.repeat(size / 6),
-      `"${'\\"'.repeat(size / 2 - 1)}"`,
-    );
-    for (const payload of payloads) {
-      const bytes = Buffer.from(payload);
-      const start = performance.now();
-      summaryOf(bytes);
-      // 10 to 140 ms on a quiet machine.
-      expect(performance.now() - start, payload.slice(0, 20)).to.be.below(2000);
-    }
-  });
+  const repeated = (unit: string) => (size: number) => `[${`${unit},`.repeat(size / (unit.length + 1) - 2)}1]`;
+  const shapes = [
+    ...['[]', '{}', '1', '""', 'null', '{"a":1}', '{"path":"x"}', '"\\u0000"', '[[1,2],[3]]'].map(repeated),
+    (size: number) => '['.repeat(size / 2) + ']'.repeat(size / 2),
+    (size: number) => '{"a":'.repeat(size / 6),
+    (size: number) => `"${'\\"'.repeat(size / 2 - 1)}"`,
+  ];
+  for (const shape of shapes) {
+    const what = shape(48).slice(0, 12);
+    it(`costs by its length, not by what it is made of: ${what}`, async () => {
+      const [most, few] = [2 ** 21, 2 ** 17];
+      const payloads = new Map([most, few].map((size) => [size, Buffer.from(shape(size))]));
+      expect(await outOfProportion((size) => summaryOf(payloads.get(size)!), most)).to.be.below(6);
+    });
+  }
 });
 
 describe('the record of a turn', () => {

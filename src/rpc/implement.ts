@@ -17,6 +17,7 @@ import { type About, type Call, type Identity, makeCall } from './context.ts';
 import { type Encoder, encode } from './encode.ts';
 import { exhausted, RpcError as Refusal, type RpcError, toRpcError, toServiceError, unavailable } from './errors.ts';
 import type { Kernel } from './kernel.ts';
+import { methodOf } from './observe.ts';
 import { ADDING } from './quotas.ts';
 
 interface Method<Request, Response, RequestStream, ResponseStream> {
@@ -120,7 +121,7 @@ async function* decodeAll(
 }
 
 function adapt(kernel: Kernel, method: AnyMethod, handler: (request: any, call: Call) => any, access: Access) {
-  const name = method.path.slice(method.path.lastIndexOf('.') + 1);
+  const name = methodOf(method.path);
   const open = method.requestStream || method.responseStream;
   const entrance = open ? kernel.openStreams : kernel.inFlight;
   const store = (identity: Identity, bytes: number) =>

@@ -3,6 +3,7 @@ import type { Metadata, ServerInterceptingCall, ServerInterceptor, ServiceError 
 import { status } from '@grpc/grpc-js';
 import { exhausted, RpcError, toRpcError, toServiceError } from './errors.ts';
 import type { Authenticate } from './identity.ts';
+import { methodOf, type Observe } from './observe.ts';
 
 /** What requests that come in parts, or compressed, may hold from their first byte until their call ends. */
 export const MOST_OF_CONNECTION = 64 * 1024 * 1024;
@@ -22,6 +23,8 @@ interface Incoming {
   decompressMessage(message: Buffer, encoding: string): Buffer | Promise<Buffer>;
   sendStatus(error: ServiceError): void;
 }
+
+type Refuse = (error: RpcError) => ServiceError;
 
 export interface Assembly {
   /** The messages that these bytes complete, each with its head. */
@@ -91,31 +94,25 @@ export function intake(
   most: number,
   requestMs: number,
   authenticate: Authenticate,
+  observe: Observe,
 ): { interceptor: ServerInterceptor; stop(): void } {
   let all = 0;
   const ofConnections = new WeakMap<Http2Session, number>();
-  const unfinished = new Map<Incoming, number>();
+  const unfinished = new Map<Refuse, number>();
   const unread = new Map<ServerHttp2Stream, number>();
   const unpackOne = atMost(UNPACKING);
 
-  function refuse(incoming: Incoming, error: RpcError): ServiceError {
-    const refusal = toServiceError(error);
-    incoming.sendStatus(refusal);
-    incoming.stream.close(); // whoever has not ended a request by then would keep it open
-    return refusal;
-  }
-
   /** Refuses a call of whom nobody knows while its request still comes in. All others are asked when it is there. */
-  async function known(incoming: Incoming): Promise<void> {
+  async function known({ metadata }: Incoming, refuse: Refuse): Promise<void> {
     try {
-      await authenticate(incoming.metadata);
+      await authenticate(metadata);
     } catch (error) {
-      refuse(incoming, toRpcError(error));
+      if (unfinished.has(refuse)) refuse(toRpcError(error));
     }
   }
 
   /** What a call holds, which is given back when it ends. */
-  function ledger(incoming: Incoming, open: boolean): (bytes: number) => void {
+  function ledger(incoming: Incoming, open: boolean, refuse: Refuse): (bytes: number) => void {
     const { stream } = incoming;
     const session = stream.session!; // when the stream has ended it is not known any more
     let held = 0;
@@ -130,12 +127,12 @@ export function intake(
       if (stream.closed) return;
       const more = bytes - held;
       if (ofConnection() + more > MOST_OF_CONNECTION || all + more > MOST_OF_ALL) {
-        throw refuse(incoming, exhausted('TOO_MANY_BYTES', 'too much is being received at once', 1000));
+        throw refuse(exhausted('TOO_MANY_BYTES', 'too much is being received at once', 1000));
       }
       if (first) {
         first = false;
         stream.once('close', () => book(0));
-        if (!open) void known(incoming);
+        if (!open) void known(incoming, refuse);
       }
       book(bytes);
     };
@@ -144,7 +141,15 @@ export function intake(
   const interceptor: ServerInterceptor = ({ path, requestStream, responseStream }, call) => {
     const incoming = call as unknown as Incoming;
     const { stream } = incoming;
-    const hold = ledger(incoming, path.startsWith('/grpc.')); // health and reflection are for anybody
+    const refuse = (error: RpcError): ServiceError => {
+      const refusal = toServiceError(error);
+      incoming.sendStatus(refusal);
+      stream.close(); // whoever has not ended a request by then would keep it open
+      // No call is under way yet that would tell how it ended, but of a stream.
+      if (!requestStream) observe(methodOf(path), incoming.metadata).end(error.code, error.reason, {});
+      return refusal;
+    };
+    const hold = ledger(incoming, path.startsWith('/grpc.'), refuse); // health and reflection are for anybody
     // The messages of a stream are handed on one by one, and a single one is kept as long as its call.
     incoming.decoder = assembly(most, hold, requestStream ? () => hold(0) : undefined);
     if (incoming.incomingEncoding !== 'identity') {
@@ -156,13 +161,13 @@ export function intake(
       };
     }
     if (!requestStream) {
-      unfinished.set(incoming, Date.now());
+      unfinished.set(refuse, Date.now());
       stream.once('end', () => {
-        unfinished.delete(incoming);
+        unfinished.delete(refuse);
         if (!responseStream) unread.set(stream, Date.now());
       });
       stream.once('close', () => {
-        unfinished.delete(incoming);
+        unfinished.delete(refuse);
         unread.delete(stream);
       });
     }
@@ -171,10 +176,10 @@ export function intake(
 
   const timer = setInterval(() => {
     const now = Date.now();
-    for (const [incoming, since] of unfinished) {
+    for (const [refuse, since] of unfinished) {
       if (since + requestMs > now) break; // they are in the order of their times
-      unfinished.delete(incoming);
-      refuse(incoming, new RpcError(status.DEADLINE_EXCEEDED, 'REQUEST_UNFINISHED', 'the request did not end in time'));
+      unfinished.delete(refuse);
+      refuse(new RpcError(status.DEADLINE_EXCEEDED, 'REQUEST_UNFINISHED', 'the request did not end in time'));
     }
     for (const [stream, since] of unread) {
       // A call may take as long, and then its response as long again.

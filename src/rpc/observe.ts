@@ -18,6 +18,9 @@ export interface Observed {
 
 export type Observe = (method: string, metadata: Metadata) => Observed;
 
+/** `MemoryService/GetSession`, which is what logs and metrics call a method. */
+export const methodOf = (path: string): string => path.slice(path.lastIndexOf('.') + 1);
+
 const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/;
 const REQUEST_ID = /^[\w.:/+=-]{1,128}$/;
 

@@ -4,6 +4,7 @@ import { drainingError, toServiceError } from './errors.ts';
 import type { Authenticate } from './identity.ts';
 import type { Service } from './implement.ts';
 import { intake } from './intake.ts';
+import type { Observe } from './observe.ts';
 
 export interface TransportOptions {
   maxStreams: number;
@@ -12,6 +13,7 @@ export interface TransportOptions {
   /** Also how long a request may take to come in. */
   callTimeout: number;
   authenticate: Authenticate;
+  observe: Observe;
   unknownMethod(): void;
 }
 
@@ -35,7 +37,8 @@ interface OpenStream extends NodeJS.EventEmitter {
 }
 
 export function createTransport(options: TransportOptions): Transport {
-  const { interceptor, stop } = intake(MAX_MESSAGE, options.callTimeout, options.authenticate);
+  const { callTimeout, authenticate, observe } = options;
+  const { interceptor, stop } = intake(MAX_MESSAGE, callTimeout, authenticate, observe);
   const settings: ServerOptions = {
     interceptors: [interceptor],
     'grpc.max_receive_message_length': MAX_MESSAGE,

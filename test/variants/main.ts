@@ -259,11 +259,11 @@ async function runTests(
   { leftOut, only }: Pick<Variant, 'leftOut' | 'only'>,
   env: Record<string, string>,
 ): Promise<number> {
-  const files = (names: string[]) => names.map((name) => `test/${name}.test.ts`);
-  // Files that are named come beside those of the configuration, so this is overridden.
-  const which = only
-    ? ['--spec', ...files(only), '--ignore', `test/!(${only.join('|')}).test.ts`]
-    : files(Object.keys(leftOut)).flatMap((file) => ['--ignore', file]);
+  // Files that are named would come beside those of the configuration.
+  const ignored = only
+    ? [`test/!(${only.join('|')}).test.ts`]
+    : Object.keys(leftOut).map((name) => `test/${name}.test.ts`);
+  const which = ignored.flatMap((file) => ['--ignore', file]);
   for (const [file, why] of only ? [] : Object.entries(leftOut)) console.log(`left out: ${file}.test.ts, as ${why}`);
   const child = spawn(process.execPath, ['node_modules/mocha/bin/mocha.js', ...which], {
     cwd: ROOT,

@@ -4,7 +4,8 @@ import type { Statement, Value } from '../src/db/statement.ts';
 import { leading, type Stamp, type TenantTx } from '../src/db/transaction.ts';
 import { getSession } from '../src/sessions/repository.ts';
 import { upsertSession } from '../src/sessions/upsert.ts';
-import { appendMessages as append, listMessages } from '../src/threads/repository.ts';
+import { appendMessages as append } from '../src/threads/append.ts';
+import { listMessages } from '../src/threads/repository.ts';
 import { any, type Work } from './loop.ts';
 import { appendMessages, type Subjects, touchSession } from './subjects.ts';
 

@@ -3,7 +3,8 @@ import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Prompt, PromptRecord, ToolCall, ToolCallRecord } from '../gen/memory/v1/call.ts';
 import { deleted, notFound } from '../rpc/errors.ts';
-import { liveSession, sessionEnded } from '../threads/repository.ts';
+import { sessionEnded } from '../threads/append.ts';
+import { liveSession } from '../threads/repository.ts';
 import type { JsonObject } from '../wire/struct.ts';
 
 // Shared with others that record, and held against who deletes the session or wipes its history meanwhile.

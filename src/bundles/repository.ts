@@ -6,17 +6,8 @@ import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { Bundle, BundleForward } from '../gen/memory/v1/bundle.ts';
 import type { Message, MessageSelection } from '../gen/memory/v1/message.ts';
 import { deleted, invalid, notFound, type RpcError } from '../rpc/errors.ts';
-import {
-  awaited,
-  countMessages,
-  hasRoom,
-  messageFromRow,
-  messageStreaming,
-  requireThread,
-  settled,
-  threadFull,
-  touchSessions,
-} from '../threads/repository.ts';
+import { hasRoom, messageStreaming, threadFull, touchSessions } from '../threads/append.ts';
+import { awaited, countMessages, messageFromRow, requireThread, settled } from '../threads/repository.ts';
 
 // Own parameters of all statements here that copy messages: $11 bundle id (new, or of the saved one), $12 source thread,
 // $13 source project, $14 the selection (last_n, a list of ids, or inline messages), $15 and $16 the bundle's expiry.

@@ -9,7 +9,7 @@ import { Check } from '../rpc/validate.ts';
 import { applyPiiPolicy, changeOf, checkUpsert, type SessionChange } from '../sessions/change.ts';
 import { upsertSession } from '../sessions/upsert.ts';
 import { putMember } from '../tenants/repository.ts';
-import { type Append, appendMessages, whyNotAppended } from '../threads/repository.ts';
+import { type Append, appendMessages, whyNotAppended } from '../threads/append.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import { type Dated, messagesOf } from './message.ts';
 import type { Report } from './report.ts';

@@ -8,8 +8,9 @@ import type { PinnedRef, Session, SummaryRef } from '../gen/memory/v1/session.ts
 import { takenAway } from '../quotas/sessions.ts';
 import { deleted, etagMismatch, invalid, notFound, type RpcError } from '../rpc/errors.ts';
 import { etagOf } from '../rpc/validate.ts';
+import { sessionEnded } from '../threads/append.ts';
 import { QUEUE_DROPPED } from '../threads/removal.ts';
-import { liveSession, sessionEnded } from '../threads/repository.ts';
+import { liveSession } from '../threads/repository.ts';
 import { wipedTurns } from '../turns/repository.ts';
 import { wipedCalls } from '../usage/calls.ts';
 

@@ -4,8 +4,9 @@ import { change, query } from '../db/statement.ts';
 import type { TenantDb, TenantTx } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { MessageState } from '../gen/memory/v1/message.ts';
+import { targeted, touchSessions } from '../threads/append.ts';
 import { EventKind } from '../threads/event.ts';
-import { contentOf, liveSession, targeted, touchSessions } from '../threads/repository.ts';
+import { contentOf, liveSession } from '../threads/repository.ts';
 
 // Every statement that changes a message being streamed locks its row of message_streams first and its thread's second. Who
 // opens the message becomes its writer: whoever wrote it before finds another writer there, and stores nothing any more.

@@ -11,7 +11,8 @@ import { Message, MessageRole, MessageState } from '../gen/memory/v1/message.ts'
 import type { Call } from '../rpc/context.ts';
 import { deleted, RpcError, unavailable } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
-import { appendMessages, clientIdReused, requireThread, whyNotAppended, whyNotWritten } from '../threads/repository.ts';
+import { appendMessages, clientIdReused, whyNotAppended, whyNotWritten } from '../threads/append.ts';
+import { requireThread } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import type { JsonObject } from '../wire/struct.ts';
 import { framesOf, laterFrame, openOf, within } from './frames.ts';

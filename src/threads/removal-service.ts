@@ -2,9 +2,10 @@ import type { ConversationServiceService } from '../gen/memory/v1/conversation_s
 import { notFound } from '../rpc/errors.ts';
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
+import { whyNotWritten } from './append.ts';
 import { checkTarget } from './message.ts';
 import { clearHistory, deleteMessage, deleteThread } from './removal.ts';
-import { getMessage, requireThread, whyNotWritten } from './repository.ts';
+import { getMessage, requireThread } from './repository.ts';
 
 /** Handlers of what takes messages away. */
 export const removalHandlers: Pick<

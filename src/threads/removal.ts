@@ -6,8 +6,9 @@ import { change, query } from '../db/statement.ts';
 import type { TenantTx } from '../db/transaction.ts';
 import { wipedTurns } from '../turns/repository.ts';
 import { wipedCalls } from '../usage/calls.ts';
+import { targeted } from './append.ts';
 import { EventKind } from './event.ts';
-import { awaited, liveSession, targeted } from './repository.ts';
+import { awaited, liveSession } from './repository.ts';
 
 /** The CTEs that drop the thread rows of a CTE `dropped`: their messages are invisible at once, and left to the sweep. */
 export const QUEUE_DROPPED = `queued as (

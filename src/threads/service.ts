@@ -2,16 +2,9 @@ import type { ConversationServiceService } from '../gen/memory/v1/conversation_s
 import type { Handlers } from '../rpc/implement.ts';
 import { Check } from '../rpc/validate.ts';
 import { contentTokens } from '../tokens/counter.ts';
+import { appendMessages, whyNotAppended } from './append.ts';
 import { appendedMessage, checkAppended, checkTarget, storedBytes } from './message.ts';
-import {
-  appendMessages,
-  getMessage,
-  listMessages,
-  listThreads,
-  messageFromRow,
-  requireThread,
-  whyNotAppended,
-} from './repository.ts';
+import { getMessage, listMessages, listThreads, messageFromRow, requireThread } from './repository.ts';
 
 export const conversationHandlers: Pick<
   Handlers<typeof ConversationServiceService>,

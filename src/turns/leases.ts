@@ -7,7 +7,8 @@ import type { Duration } from '../gen/google/protobuf/duration.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { TurnLease } from '../gen/memory/v1/turn.ts';
 import { conflict, deleted, type RpcError, staleToken } from '../rpc/errors.ts';
-import { requireThread, turnHeld } from '../threads/repository.ts';
+import { turnHeld } from '../threads/append.ts';
+import { requireThread } from '../threads/repository.ts';
 
 export interface LeaseRow {
   threadId: string;

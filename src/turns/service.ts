@@ -20,8 +20,8 @@ import { applyPiiPolicy, changeOf, checkSummaries, checkUpsert } from '../sessio
 import { ownerOf } from '../sessions/owner.ts';
 import { type SavedRow, sessionFromRow, whyNotSaved } from '../sessions/repository.ts';
 import { saveSession, type Upsert } from '../sessions/upsert.ts';
+import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/append.ts';
 import { appendedMessage, checkAppended } from '../threads/message.ts';
-import { type Append, type AppendedRow, appendMessages, whyNotAppended } from '../threads/repository.ts';
 import { contentTokens } from '../tokens/counter.ts';
 import { budgetsOf, refuseSpent, type StatusRow, statusFromRow } from '../usage/budgets.ts';
 import { checkCalls, insertCalls, RECORDED } from '../usage/calls.ts';

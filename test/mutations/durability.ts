@@ -159,7 +159,7 @@ export const DURABILITY: Mutant[] = [
     bug: 'seq is counted from the messages, not under the lock of the thread',
     edits: [
       {
-        file: 'src/threads/repository.ts',
+        file: 'src/threads/append.ts',
         find: 't.last_seq - (select count(*) from fresh) as base',
         replace:
           '(select coalesce(max(m.seq), 0) from messages m where m.tenant_id = $1 and m.env = $2 and m.thread_uid = t.thread_uid) as base',
@@ -174,14 +174,14 @@ export const DURABILITY: Mutant[] = [
   },
   mutant(
     'a message that is known leaves a gap in seq',
-    'src/threads/repository.ts',
+    'src/threads/append.ts',
     '(select count(*) as n, clock_timestamp() as at from fresh) f',
     '(select count(*) as n, clock_timestamp() as at from input) f',
     'threads',
   ),
   mutant(
     'a client_id with other content is answered with the stored message',
-    'src/threads/repository.ts',
+    'src/threads/append.ts',
     'where not exists (select from input where stored_id is not null and differs)',
     'where true',
     'threads',
@@ -195,7 +195,7 @@ export const DURABILITY: Mutant[] = [
   ),
   mutant(
     'an append goes into a deleted thread',
-    'src/threads/repository.ts',
+    'src/threads/append.ts',
     `where t.delete_time is null and \${fenced('t', '$15'`,
     `where \${fenced('t', '$15'`,
     'threads',

@@ -11,14 +11,14 @@ export const QUOTAS: Mutant[] = [
   ),
   mutant(
     'a new thread takes more messages than one may hold',
-    'src/threads/repository.ts',
+    'src/threads/append.ts',
     '($17::bigint is null or f.n <= $17)',
     '($17::bigint is null or true)',
     'quotas',
   ),
   mutant(
     'messages that were deleted take room for ever',
-    'src/threads/repository.ts',
+    'src/threads/append.ts',
     " or ${messagesOf('t')} + excluded.last_seq <= ${limit})`",
     ')`',
     'quotas',

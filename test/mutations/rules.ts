@@ -87,7 +87,7 @@ export const RULES: Mutant[] = [
   ),
   mutant(
     'a write to the thread does not move a sliding expiry',
-    'src/threads/repository.ts',
+    'src/threads/append.ts',
     'expire_time = case when s.sliding_ttl is null then s.expire_time else w.at + s.sliding_ttl end',
     'expire_time = s.expire_time',
     'session-expiry',

@@ -135,6 +135,12 @@ export const SETTINGS = {
   ),
   maxOpenStreams: setting('number', whole(1, 1_000_000), '10000', 'Open watches and message streams, likewise.'),
   maxStreams: setting('number', whole(1, 1_000_000), '1000', 'Concurrent calls of one connection.'),
+  maxConnections: setting(
+    'number',
+    whole(1, 1_000_000),
+    '10000',
+    'Open connections of a worker; more are closed at once.',
+  ),
   maxConnectionAge: setting('duration', lasting, '30m', 'When a connection is asked to reconnect.'),
   maxConnectionAgeGrace: setting('duration', lasting, '5m', 'How long its calls may go on then.'),
   drainWait: setting('duration', duration, '2s', 'On a signal: how long it goes on, not ready, before it drains.'),

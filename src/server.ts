@@ -93,6 +93,7 @@ export async function startServer(config: Config, features: Features, log: Logge
       authenticate,
       observe: kernel.observe,
       unknownMethod: metrics.unknownMethod,
+      connectionRefused: metrics.connectionRefused,
     });
     const services = features.services(deps);
     const names = [

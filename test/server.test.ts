@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { connect as connectHttp2 } from 'node:http2';
+import { connect as connectTcp, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   ChannelCredentials,
@@ -117,6 +118,21 @@ describe('server', () => {
     expect((await get('/readyz')).status).to.equal(200);
     expect(await (await get('/metrics')).text()).to.include('memoryd_calls_in_flight 0');
     expect((await get('/other')).status).to.equal(404);
+  });
+
+  it('closes connections that are too many, counts them, and takes others when some have gone', async () => {
+    const small = await startTestServer({ maxConnections: 2 });
+    const dial = () => connectTcp(small.port, '127.0.0.1').on('error', () => {});
+    /** Whether the server speaks, as it does at once, or closes. */
+    const taken = (socket: Socket) =>
+      Promise.race([once(socket, 'data').then(() => true), once(socket, 'close').then(() => false)]);
+    const open = [dial(), dial()];
+    expect(await Promise.all(open.map(taken))).to.deep.equal([true, true]);
+    expect(await taken(dial())).to.equal(false);
+    expect(await small.metrics.registry.metrics()).to.match(/^memoryd_refused_connections_total 1$/m);
+    for (const socket of open) socket.destroy();
+    await eventually(() => taken(dial()), 5000);
+    await small.stop();
   });
 
   it('refuses messages over 4 MiB', async () => {

@@ -8,6 +8,7 @@ export interface Metrics {
   readonly registry: Registry;
   called(method: string, code: status, ms: number): void;
   unknownMethod(): void;
+  connectionRefused(): void;
   /** Things that calls created, read or forwarded. */
   counted(what: Counted, kind: string, n: number): void;
   /** A call that a tenant's quota refused. Not by tenant: there may be any number of them. */
@@ -74,6 +75,11 @@ export function createMetrics(database: Database, inFlight: Count, openStreams: 
     help: 'Calls of methods that do not exist.',
     registers,
   });
+  const connections = new Counter({
+    name: 'memoryd_refused_connections_total',
+    help: 'Connections that were closed at once, as there were too many.',
+    registers,
+  });
   new Gauge({
     name: 'memoryd_pool_connections',
     help: 'Database connections of the pool and calls that wait for one, by state.',
@@ -113,6 +119,7 @@ export function createMetrics(database: Database, inFlight: Count, openStreams: 
     },
     counted: (what, kind, n) => counted.inc({ what, kind }, n),
     unknownMethod: () => unknown.inc(),
+    connectionRefused: () => connections.inc(),
     refused: (quota) => refused.inc({ quota }),
     uploaded: (outcome) => uploads.inc({ outcome }),
     snapshots(counts) {

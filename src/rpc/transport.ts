@@ -1,3 +1,4 @@
+import type { Server as TcpServer } from 'node:net';
 import { Server, type ServerCredentials, type ServerOptions, type ServiceError } from '@grpc/grpc-js';
 import { UserError } from '../errors.ts';
 import { drainingError, toServiceError } from './errors.ts';
@@ -8,6 +9,7 @@ import type { Observe } from './observe.ts';
 
 export interface TransportOptions {
   maxStreams: number;
+  maxConnections: number;
   maxConnectionAge: number;
   maxConnectionAgeGrace: number;
   /** Also how long a request may take to come in. */
@@ -15,6 +17,7 @@ export interface TransportOptions {
   authenticate: Authenticate;
   observe: Observe;
   unknownMethod(): void;
+  connectionRefused(): void;
 }
 
 /** The gRPC server: its limits, what it serves, and how it ends. */
@@ -55,7 +58,10 @@ export function createTransport(options: TransportOptions): Transport {
   let bound = '';
 
   // Nothing public sees a call of a method that is not there, not even an interceptor.
-  const internals = server as unknown as { _retrieveHandler(path: string): unknown };
+  const internals = server as unknown as {
+    _retrieveHandler(path: string): unknown;
+    http2Servers: Map<TcpServer, unknown>;
+  };
   const retrieve = internals._retrieveHandler.bind(server);
   internals._retrieveHandler = (path) => {
     const handler = retrieve(path);
@@ -90,6 +96,11 @@ export function createTransport(options: TransportOptions): Transport {
         );
       });
       bound = address(got);
+      for (const tcp of internals.http2Servers.keys()) {
+        // Workers that are all full would hand a connection on to each other for ever, if they were not to drop it.
+        Object.assign(tcp, { maxConnections: options.maxConnections, dropMaxConnection: true });
+        tcp.on('drop', options.connectionRefused);
+      }
       return got;
     },
 

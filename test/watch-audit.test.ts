@@ -64,9 +64,13 @@ describe('watches of the audit trail', () => {
     );
   };
   const watched = (request: object = {}, via = clients[0]!, headers = admin) => watchAudit(via, headers, request);
+  /** That nothing, of another test say, holds up what there is. */
+  const quiet = async () => {
+    for (const env of ['', 'dev']) await settled({ tenant, env });
+  };
   /** What can be told now, of all that is wanted. */
   const toNow = async (...[request, via, headers]: Parameters<typeof watched>) => {
-    for (const env of ['', 'dev']) await settled({ tenant, env });
+    await quiet();
     const tape = watched(request, via, headers);
     await tape.until(isBookmark);
     tape.cancel();
@@ -136,6 +140,7 @@ describe('watches of the audit trail', () => {
     const holder = new pg.Client({ connectionString: appUrl() });
     await holder.connect();
     const late = uuidv7();
+    await quiet();
     const tapes = clients.map((client) => watched({ fromNow: true }, client));
     try {
       for (const tape of tapes) await tape.until(isBookmark);
@@ -162,6 +167,7 @@ describe('watches of the audit trail', () => {
   it('tell nothing of what was rolled back, and go on behind it', async () => {
     const holder = new pg.Client({ connectionString: appUrl() });
     await holder.connect();
+    await quiet();
     const tape = watched({ fromNow: true });
     await tape.until(isBookmark);
     await holder.query(`begin; set local app.tenant_id = '${tenant}'; set local app.env = 'dev'`);
@@ -177,6 +183,7 @@ describe('watches of the audit trail', () => {
   it('go on after their server was stopped', async () => {
     const stopping = await startTestServer();
     const first = connect(`127.0.0.1:${stopping.port}`, admin);
+    await quiet();
     const tape = watched({ fromNow: true }, first);
     await tape.until(isBookmark);
     await append('before');
@@ -210,6 +217,7 @@ describe('watches of the audit trail', () => {
   });
 
   it('end when their caller is no admin any more', async () => {
+    await quiet();
     const tape = watched({ fromNow: true });
     await tape.until(isBookmark);
     await makeAdmin('admin', Member_Role.MEMBER);

@@ -32,16 +32,26 @@ const STAY_OPEN = new Set(RPCS.filter(({ open }) => open).map(({ path }) => path
 async function sendAll(target: Target, sent: Sent[]): Promise<string[]> {
   const session = connect(`http://${target.host}:${target.port}`);
   session.on('error', () => {}); // each stream tells as well
+  const waiting = new Set(sent);
   const answers = sent.map(
-    ({ path = ALL[0]!.path, headers = {}, body, leave }) =>
+    (input) =>
       new Promise<string>((resolve) => {
+        const { path = ALL[0]!.path, headers = {}, body, leave } = input;
+        const done = (how: string) => {
+          waiting.delete(input);
+          resolve(how);
+        };
         let answer = 'closed without an answer';
         let stream: ReturnType<typeof session.request>;
         try {
-          const fixed = { ...grpcHeaders(target, path), ...(STAY_OPEN.has(path) && BRIEFLY) };
-          stream = session.request({ ...fixed, ...headers });
+          stream = session.request({
+            ...grpcHeaders(target, path),
+            ...headers,
+            // Whatever time is asked for, as they would stay open for it.
+            ...(STAY_OPEN.has(path) && BRIEFLY),
+          });
         } catch {
-          resolve('not sent'); // the connection is gone
+          done('not sent'); // the connection is gone
           return;
         }
         const hear = (got: Record<string, any>) => {
@@ -54,7 +64,7 @@ async function sendAll(target: Target, sent: Sent[]): Promise<string[]> {
         stream.on('error', () => {
           answer = 'reset';
         });
-        stream.on('close', () => resolve(leave ? 'left' : answer));
+        stream.on('close', () => done(leave ? 'left' : answer));
         stream.resume();
         if (leave === 'at once') stream.close(constants.NGHTTP2_CANCEL);
         else if (leave) stream.write(body, () => stream.close(constants.NGHTTP2_CANCEL));
@@ -66,7 +76,7 @@ async function sendAll(target: Target, sent: Sent[]): Promise<string[]> {
     return await Promise.race([
       Promise.all(answers),
       sleep(ANSWER_MS, undefined, { signal: late.signal }).then(() => {
-        throw new Error(`not answered in ${ANSWER_MS} ms: ${JSON.stringify(sent[0], undefined, 1).slice(0, 500)}`);
+        throw new Error(`not answered in ${ANSWER_MS} ms: ${JSON.stringify([...waiting][0]).slice(0, 500)}`);
       }),
     ]);
   } finally {

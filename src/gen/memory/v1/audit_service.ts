@@ -127,8 +127,8 @@ export interface WatchAuditEventsRequest {
    */
   resumeToken: string;
   /**
-   * Optional. Without a `resume_token`: tells only what is committed from now on. The first response, which has no event,
-   * tells that the watch has begun.
+   * Optional. Without a `resume_token`: tells only what is committed from now on, and what was committed before but began after
+   * a transaction that is still under way. The first response, which has no event, tells that the watch has begun.
    */
   fromNow: boolean;
   /** Optional. Only events of this user. Members may name only themselves: `PERMISSION_DENIED` otherwise. */

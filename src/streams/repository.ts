@@ -1,7 +1,7 @@
 import { audited } from '../db/change.ts';
 import { fenced } from '../db/lease.ts';
 import { change, query } from '../db/statement.ts';
-import type { TenantDb, TenantTx } from '../db/transaction.ts';
+import { type TenantDb, type TenantTx, together } from '../db/transaction.ts';
 import type { Timestamp } from '../gen/google/protobuf/timestamp.ts';
 import { MessageState } from '../gen/memory/v1/message.ts';
 import { targeted, touchSessions } from '../threads/append.ts';
@@ -220,10 +220,16 @@ export async function finishStream(
   return row;
 }
 
+// Text whose COMMIT is still on its way when a stream breaks holds this lock. The statement that joins the text must begin after
+// it: one that waited for it would not see that text, which was told already, and leave it out.
+const LOCK = query(`
+  select from message_streams where tenant_id = $1 and env = $2 and message_id = $4::uuid and writer = $5::uuid for update`);
+
 /** Marks the message as interrupted, unless another has become its writer. Its tokens are counted when it is read. */
 export async function interruptStream(tx: TenantTx, messageId: string, writer: string): Promise<boolean> {
   const values = [messageId, writer, 0, true, MessageState.INTERRUPTED, null, null];
-  return (await tx.final(INTERRUPT, values)).length > 0;
+  const [, ended] = await together([tx.query(LOCK, [messageId, writer]), tx.final(INTERRUPT, values)]);
+  return ended.length > 0;
 }
 
 // The streams of threads that are gone are in nobody's way, and only forgotten.

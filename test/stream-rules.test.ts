@@ -1,5 +1,6 @@
 import { status } from '@grpc/grpc-js';
 import { expect } from 'chai';
+import pg from 'pg';
 import type { StreamOpen } from '../src/gen/memory/v1/conversation_service.ts';
 import { MessageRole, MessageState } from '../src/gen/memory/v1/message.ts';
 import type { RunningServer } from '../src/server.ts';
@@ -12,6 +13,8 @@ import {
   failure,
   headersOf,
   newTenant,
+  ownerUrl,
+  runSql,
   startTestServer,
   tenantSql,
   until,
@@ -61,6 +64,32 @@ describe('streamed messages among others', () => {
   }
   const newSession = async (threadId = 't') =>
     (await client.memory.upsertSession({ session: { surfaceId: 'web', threadId } })).session!;
+
+  it('keep text that commits only while they are interrupted', async () => {
+    const own = await opened('first');
+    const late = new pg.Client({ connectionString: ownerUrl() });
+    await late.connect();
+    try {
+      // As the server stores it, whose COMMIT is still on its way when the stream breaks.
+      await late.query('begin');
+      await late.query('update message_streams set byte_length = 9 where message_id = $1', [own.id]);
+      await late.query(
+        `with t as (update threads set revision = revision + 1 where tenant_id = $1 and thread_id = 't' returning *)
+         insert into thread_events (tenant_id, env, thread_uid, revision, user_id, kind, seq, last_seq, byte_offset, byte_length, text, create_time)
+         select tenant_id, env, thread_uid, revision, user_id, 1, last_seq, last_seq, 5, 4, 'late', now() from t`,
+        [tenant],
+      );
+      own.cancel();
+      const waits = `select from pg_stat_activity where wait_event_type = 'Lock' and query like '%message_streams%' and $1 = any (pg_blocking_pids(pid))`;
+      const { rows } = await late.query('select pg_backend_pid() as pid');
+      await until(async () => (await runSql(ownerUrl(), waits, [rows[0].pid])).length > 0);
+      await late.query('commit');
+    } finally {
+      await late.end();
+    }
+    expect(await settled()).to.equal(INTERRUPTED);
+    expect((await get(own.id)).content).to.equal('firstlate');
+  });
 
   it('need the turn while it is held, unless a person speaks', async () => {
     const { lease } = await client.conversation.acquireTurn({ threadId: 't', holder: 'h' });

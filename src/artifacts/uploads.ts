@@ -3,7 +3,7 @@ import { v7 as uuidv7 } from 'uuid';
 import { serviceStamp } from '../db/change.ts';
 import type { Database } from '../db/pool.ts';
 import { keeping, rounds, waitSeconds } from '../db/queue.ts';
-import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
+import { type Scope, type TenantScope, type TenantTx, transaction } from '../db/transaction.ts';
 import { Snapshot_Kind, Snapshot_UploadState } from '../gen/memory/v1/artifact.ts';
 import type { Metrics } from '../rpc/metrics.ts';
 import { describe } from '../rpc/observe.ts';
@@ -47,9 +47,8 @@ export function startUploads(connectionString: string | undefined, uploading: Up
     async (pool) => {
       if (round++ % COUNT_EVERY === 0) metrics.snapshots(await uploadCounts(pool));
       // One of each tenant in turn, so that one with many does not keep the others waiting.
-      await inTurns(await tenantsWithDueUploads(pool), async (tenant) =>
-        ending.signal.aborted ? false : uploadNext(uploading, { ...tenant, user: '' }, ending.signal),
-      );
+      const next = (tenant: TenantScope) => uploadNext(uploading, { ...tenant, user: '' }, ending.signal);
+      await inTurns(await tenantsWithDueUploads(pool), next, ending.signal);
     },
     (error) => log.debug({ err: describe(error) }, 'looking for uploads'),
   );

@@ -5,7 +5,7 @@ import { forgetInAudit } from '../audit/forget.ts';
 import { serviceStamp } from '../db/change.ts';
 import { keeping, rounds, waitSeconds } from '../db/queue.ts';
 import { timestampText } from '../db/statement.ts';
-import { type Scope, type TenantTx, transaction } from '../db/transaction.ts';
+import { type Scope, type TenantScope, type TenantTx, transaction } from '../db/transaction.ts';
 import { describe } from '../rpc/observe.ts';
 import { inTurns } from '../tenants/places.ts';
 import { fold } from '../usage/fold.ts';
@@ -50,9 +50,8 @@ export function startErasures(connectionString: string | undefined, erasing: Era
     EVERY_MS,
     async (pool) => {
       // One of each tenant in turn, so that one with many does not keep the others waiting.
-      await inTurns(await tenantsWithDueErasures(pool), async (tenant) =>
-        ending.signal.aborted ? false : eraseNext(erasing, { ...tenant, user: '' }, ending.signal),
-      );
+      const next = (tenant: TenantScope) => eraseNext(erasing, { ...tenant, user: '' }, ending.signal);
+      await inTurns(await tenantsWithDueErasures(pool), next, ending.signal);
     },
     (error) => erasing.log.debug({ err: describe(error) }, 'looking for erasures'),
   );

@@ -18,16 +18,20 @@ const DIRECTORY: Scope = { tenant: '', env: '', user: '' };
 
 /**
  * Takes a step at each of some places, and further ones where it tells that there is more to do: in turns, so that a place with
- * much to do holds up no other.
+ * much to do holds up no other. None begins once the signal is given.
  */
 export async function inTurns<Place>(
   places: AsyncIterable<Place> | Iterable<Place>,
   step: (place: Place) => Promise<boolean>,
+  signal?: AbortSignal,
 ): Promise<void> {
   let more: Place[];
   do {
     more = [];
-    for await (const place of places) if (await step(place)) more.push(place);
+    for await (const place of places) {
+      if (signal?.aborted) return;
+      if (await step(place)) more.push(place);
+    }
     places = more;
   } while (more.length > 0);
 }
